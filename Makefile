@@ -1,0 +1,31 @@
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON := $(shell command -v python3.11 || command -v python3)
+DATA ?=
+
+help: ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Make .venv with core-seg in it (about two minutes)
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@echo "Installing into $(VENV) from requirements.txt: about two minutes, 6 GB ..."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+	@echo "Installed. Try: $(VENV)/bin/core-seg --help"
+
+demo: install ## Train on synthetic lesions and open the page (about 12 minutes); DATA=path/to/manifest.jsonl for your own
+	$(VENV)/bin/core-seg demo $(if $(DATA),--data $(DATA))
+
+test: install ## Run the tests
+	$(VENV)/bin/python -m pytest
+
+app: install ## Open the page with the release of the demo
+	$(VENV)/bin/core-seg app runs/demo/release
+
+lint: install ## Check style
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+.PHONY: help install demo test app lint

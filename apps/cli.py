@@ -1,0 +1,73 @@
+"""The command line. Nothing heavy is imported before the command that needs it is known."""
+
+import os
+import sys
+from collections.abc import Callable
+
+HELP = """\
+core-seg: models that reason before they segment. Research use only, not a medical device.
+
+  core-seg fit -c configs/tiny/segmenter.yaml        train; also validate, test, predict (Lightning's commands)
+  core-seg fit -c configs/tiny/sft.yaml --ckpt_path last        go on where a run stopped
+  core-seg release runs/tiny-sft/checkpoints/best.ckpt releases/mine        what can be shared: safetensors
+  core-seg segment scan.png --query "Locate and segment the polyp." --release releases/mine --out out/
+  core-seg evaluate releases/mine --manifest manifest.jsonl --split test --out out/
+  core-seg evaluate runs/tiny-segmenter/checkpoints/best.ckpt --manifest manifest.jsonl --split test --out out/
+  core-seg data synthesize data/synthetic --n 1500        synthetic lesions; --kind reason or track: several, and a query
+  core-seg data check manifest.jsonl                 every broken line, and what to do about it
+  core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions
+  core-seg app releases/mine                         the page
+  core-seg demo                                      all of it on a CPU in about 12 minutes
+
+Each command takes --help.
+"""
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 when it went well, 2 when the user can mend what was wrong (one sentence on stderr), 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    run = command(arguments)
+    if run is None:
+        print(f"core-seg: no command '{arguments[0]}'; see core-seg --help", file=sys.stderr)
+        return 2
+    try:
+        run()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not expected(error):
+            raise
+        print(f"core-seg: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def command(arguments: list[str]) -> Callable[[], None] | None:
+    """What to call for these arguments; None for an unknown command."""
+    if arguments[0] in TRAINING:
+        from apps.training import run_training
+
+        return lambda: run_training(arguments)
+    from apps import commands
+
+    return commands.find(arguments)
+
+
+def expected(error: Exception) -> bool:
+    """Whether the error's own sentence is all that a user needs."""
+    from apps.errors import UserError
+    from lab.data.images import ImageError
+    from lab.data.manifest import ManifestError
+    from lab.model.release import ReleaseError
+
+    return isinstance(error, (UserError, ImageError, ManifestError, ReleaseError))

@@ -1,0 +1,1 @@
+"""The science of CORE-Seg: data, model, evaluation. Knows nothing of Lightning or Gradio."""

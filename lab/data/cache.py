@@ -1,0 +1,50 @@
+"""What frozen encoders said of an image, kept on disk under a key that cannot go stale."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def fingerprint(modules: tuple[nn.Module, ...]) -> str:
+    """16 hex digits over every weight and buffer of frozen modules and their code's class names."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(repr(module).encode())
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class FeatureCache:
+    """Half-precision tensors in one file an image: `ROOT/<encoders>/<ab>/<pixels>.safetensors`.
+
+    The folder is named by the encoders' weights and the file by the very pixels that they would see, after augmentation,
+    resizing and padding: a changed image, augmentation, size or weight is another file, so nothing has to be invalidated.
+    """
+
+    def __init__(self, root: Path | str, encoders: tuple[nn.Module, ...]) -> None:
+        self.folder = Path(root) / fingerprint(encoders)
+
+    def path(self, pixels: Tensor) -> Path:
+        """Where the features of one padded square (S, S, 3) uint8 are, or would be."""
+        name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def load(self, pixels: Tensor) -> dict[str, Tensor] | None:
+        """The features in half precision, or None when the encoders have not seen these pixels yet."""
+        path = self.path(pixels)
+        return load_file(path) if path.exists() else None
+
+    def store(self, pixels: Tensor, features: dict[str, Tensor]) -> None:
+        """Write features (any float type) atomically, so that a killed run leaves no half file."""
+        path = self.path(pixels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in features.items()}
+        temporary = path.with_suffix(f".{os.getpid()}")
+        save_file(half, temporary)
+        temporary.replace(path)

@@ -1,0 +1,110 @@
+"""Which records make up a training batch, as a pure function of seed, epoch and step: a resumed run draws the same."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+from lab.data.sample import Record
+
+
+@dataclass
+class Part:
+    """One manifest's share of every batch."""
+
+    manifest: str
+    """Path of a manifest.jsonl."""
+    per_batch: int
+    """Records of this manifest in each batch."""
+    split: str = "train"
+    """Which split to draw from: train, val or test."""
+    queries_per_image: int = 1
+    """Records drawn together where several ask about one image: 2 or more shows a batch the same image with different
+    answers, without which a model learns to ignore the query."""
+    balance: float = 0.0
+    """0 draws sources as often as they have images; 1 draws all sources equally often; 0.5 lies between."""
+
+
+def image_groups(records: list[Record]) -> list[list[int]]:
+    """Indices of the records that share an image file, in order of first appearance."""
+    groups: dict = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[record.image].append(index)
+    return list(groups.values())
+
+
+def balanced(groups: list[list[int]], sources: list[str], exponent: float) -> list[list[int]]:
+    """Repeat the groups of small sources `round((largest / own) ** exponent)` times."""
+    sizes: dict[str, int] = defaultdict(int)
+    for source in sources:
+        sizes[source] += 1
+    largest = max(sizes.values())
+    return [
+        group
+        for group, source in zip(groups, sources)
+        for _ in range(round((largest / sizes[source]) ** exponent))
+    ]
+
+
+class MixtureSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (record index, item seed), where the item seed drives the augmentation of that draw.
+
+    Every part is walked in its own endless shuffled order, so that no image of it repeats before all have been seen.
+    Indices run over the records of all parts, one part after the other. Several ranks take turns at the batches.
+    """
+
+    def __init__(
+        self, parts: list[tuple[Part, list[Record]]], steps_per_epoch: int, seed: int, first_step: int = 0
+    ) -> None:
+        self.steps_per_epoch, self.seed, self.epoch = steps_per_epoch, seed, 0
+        self.skip = first_step % steps_per_epoch  # of the epoch that a resumed run was stopped in
+        self.parts = []
+        offset = 0
+        for part, records in parts:
+            if part.per_batch % part.queries_per_image:
+                raise ValueError(
+                    f"{part.manifest}: per_batch {part.per_batch} is not a multiple of "
+                    f"queries_per_image {part.queries_per_image}; change one of them"
+                )
+            groups = image_groups(records)
+            if part.queries_per_image > 1:
+                groups = [group for group in groups if len(group) >= part.queries_per_image]
+            if not groups:
+                raise ValueError(
+                    f"{part.manifest}: no image of split '{part.split}' has {part.queries_per_image} records; "
+                    "choose another split or lower queries_per_image"
+                )
+            groups = balanced(groups, [records[group[0]].source for group in groups], part.balance)
+            self.parts.append((part, [[offset + index for index in group] for group in groups]))
+            offset += len(records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch, a resumed one included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        first = self.epoch * self.steps_per_epoch
+        skip, self.skip = self.skip, 0
+        for step in range(first + skip, first + self.steps_per_epoch):
+            yield self.batch(step * world + rank)
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """The `number`-th batch of the run, counted over all ranks."""
+        draws = []
+        for part_number, (part, groups) in enumerate(self.parts):
+            images = part.per_batch // part.queries_per_image
+            for position in range(number * images, (number + 1) * images):
+                walk, place = divmod(position, len(groups))
+                order = np.random.default_rng((self.seed, part_number, walk)).permutation(len(groups))
+                rng = np.random.default_rng((self.seed, part_number, position))
+                item_seed = int(rng.integers(2**31))
+                chosen = rng.permutation(groups[order[place]])[: part.queries_per_image]
+                draws += [(int(index), item_seed) for index in chosen]
+        return draws

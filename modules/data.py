@@ -1,0 +1,88 @@
+"""The manifests that a run trains and validates on, as Lightning data loaders."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lab.data.dataset import RecordDataset
+from lab.data.manifest import read_manifest
+from lab.data.mixture import MixtureSampler, Part
+from lab.data.sample import Record, Sample
+
+
+class Lesions(L.LightningDataModule):
+    """Training batches mixed from several manifests; validation and test records one at a time.
+
+    The module that is trained says what an item is: `module.training_data(records)` gives the dataset.
+
+    Args:
+        train: Manifests to train on and their share of a batch; see `Part`.
+        val: Manifest to validate on.
+        val_split: Its split.
+        test: Manifest to test on; None takes `val`.
+        test_split: Its split.
+        val_limit: Validate on this many records, spread evenly over the manifest; 0 takes all.
+        steps_per_epoch: Optimiser steps between two checkpoints; Lightning calls this an epoch.
+        num_workers: Processes that load and augment.
+        seed: Order of the records, and the augmentation of each draw.
+    """
+
+    def __init__(
+        self,
+        train: list[Part],
+        val: str,
+        val_split: str = "val",
+        test: str | None = None,
+        test_split: str = "test",
+        val_limit: int = 0,
+        steps_per_epoch: int = 100,
+        num_workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.val_split = train, val, val_split
+        self.test, self.test_split = test or val, test_split
+        self.val_limit, self.steps_per_epoch = val_limit, steps_per_epoch
+        self.num_workers, self.seed = num_workers, seed
+
+    def train_dataloader(self) -> DataLoader:
+        parts = [(part, split_of(part.manifest, part.split)) for part in self.train]
+        dataset: Dataset = self.trainer.lightning_module.training_data([record for _, rs in parts for record in rs])
+        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, self.trainer.global_step)
+        return self._loader(dataset, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        records = split_of(self.val, self.val_split)
+        if self.val_limit:
+            records = records[:: max(1, len(records) // self.val_limit)][: self.val_limit]
+        return self._loader(RecordDataset(records))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(RecordDataset(split_of(self.test, self.test_split)))
+
+    predict_dataloader: Callable = test_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Samples stay as they are: the model moves their pixels."""
+        if isinstance(batch, (Sample, list)):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(dataset, batch_size=None, **workers, **kwargs)
+
+
+def split_of(manifest: str, split: str) -> list[Record]:
+    """The records of one split.
+
+    Raises:
+        ValueError: When it has none.
+    """
+    records = [record for record in read_manifest(manifest) if record.split == split]
+    if not records:
+        raise ValueError(f"{manifest}: no record has split '{split}'; name another split or another manifest")
+    return records

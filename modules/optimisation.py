@@ -1,0 +1,38 @@
+"""The optimiser that every stage uses: AdamW, linear warm-up, cosine to zero, no decay on vectors."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def adamw_warmup_cosine(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
+) -> dict:
+    """Lightning's optimiser configuration, stepped every optimiser step.
+
+    Args:
+        parameters: Those that take gradients; biases, norms and other vectors are not decayed.
+        learning_rate: Peak rate, reached after `warmup_steps`.
+        weight_decay: AdamW's decay of matrices.
+        warmup_steps: Steps of linear warm-up.
+        total_steps: Step at which the cosine reaches zero; later steps stay there.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+    )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,153 @@
+"""Stage 1: CoT-based semantic alignment. Text cross-entropy plus DiceCE on the mask (CORE-Seg, section 3.3)."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+from torch.nn import functional as F
+
+from lab.data.cache import FeatureCache
+from lab.data.dataset import AnswerDataset
+from lab.data.sample import Record, Sample
+from lab.evaluation.metrics import dice_iou
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
+from modules.optimisation import adamw_warmup_cosine
+
+
+class Sft(L.LightningModule):
+    """Teacher forcing on (image, query, reasoning, answer).
+
+    Args:
+        core_seg: What to build; see `CoreSegConfig`.
+        segmenter_checkpoint: Checkpoint of stage 0; None keeps the segmenter's own weights.
+        cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
+        views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
+        text_weight: Of the cross-entropy.
+        seg_weight: Of DiceCE.
+        own_text: Share of steps whose masks are learnt from the model's own sampled answer instead of the true one: under
+            the true answer the `<seg>` state can read the boxes off the text, and need not look or heed the query.
+        own_text_after: First step that may be such a step.
+        learning_rate: Peak rate of AdamW.
+        weight_decay: AdamW's decay.
+        warmup_steps: Optimiser steps of linear warm-up.
+        total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
+        max_new_tokens: Where a sampled answer is cut.
+    """
+
+    stage = "sft"
+
+    def __init__(
+        self,
+        core_seg: CoreSegConfig,
+        segmenter_checkpoint: str | None = None,
+        cache: str | None = None,
+        views: int = 2,
+        text_weight: float = 1.0,
+        seg_weight: float = 1.0,
+        own_text: float = 0.5,
+        own_text_after: int = 300,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        total_steps: int = 3000,
+        max_new_tokens: int = 200,
+    ) -> None:
+        super().__init__()
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}
+        self.save_hyperparameters({"core_seg": asdict(core_seg), **arguments})
+        self.core_seg = CoreSeg(core_seg)
+        if segmenter_checkpoint is None:
+            self.core_seg.segmenter.load_pretrained()
+        else:
+            self.core_seg.start_from_segmenter(stage_0_weights(segmenter_checkpoint))
+        self.core_seg.freeze_encoders()
+        self.core_seg.segmenter.to(memory_format=torch.channels_last)
+        self.loss = DiceCELoss(sigmoid=True)
+        self.cache = FeatureCache(cache, self.core_seg.encoders()) if cache else None
+
+    def training_data(self, records: list[Record]) -> AnswerDataset:
+        config, reasoner = self.core_seg.config.segmenter, self.core_seg.config.reasoner
+        mask_size = 4 * config.embedding_size
+        return AnswerDataset(
+            records, config.image_size, mask_size, reasoner.grid, reasoner.max_boxes, self.hparams.views, self.cache
+        )
+
+    def training_step(self, batch: dict[str, list], batch_idx: int) -> Tensor:
+        encoded = self.encode(batch)
+        reasoner = self.core_seg.reasoner
+        prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
+        completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
+        if self.learns_from_own_text():
+            own = reasoner.generate(
+                prompts, encoded.features, self.hparams.max_new_tokens, temperature=1.0, seed=self.global_step
+            )
+            output = self.core_seg(encoded, prompts, own)
+            loss = seg_loss = self.seg_loss(output, batch["target"])
+            self.log("train/own_seg_loss", seg_loss, prog_bar=True)
+        else:
+            output = self.core_seg(encoded, prompts, completions)
+            labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
+            text_loss = F.cross_entropy(output.logits.float(), labels)
+            seg_loss = self.seg_loss(output, batch["target"])
+            loss = self.hparams.text_weight * text_loss + self.hparams.seg_weight * seg_loss
+            self.log_dict({"train/text_loss": text_loss, "train/seg_loss": seg_loss}, prog_bar=True)
+        self.log("train/loss", loss)
+        return loss
+
+    def learns_from_own_text(self) -> bool:
+        """Decided by the step alone, so that a resumed run decides the same."""
+        if self.global_step < self.hparams.own_text_after:
+            return False
+        generator = torch.Generator().manual_seed(self.global_step)
+        return torch.rand(1, generator=generator).item() < self.hparams.own_text
+
+    def seg_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
+        """DiceCE over the rows that drew a mask; zero, with a gradient path, where none did."""
+        if len(output.mask_rows) == 0:
+            return 0.0 * output.logits.sum()
+        target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(output.mask_logits)
+        return self.loss(output.mask_logits[:, None], target[:, None])
+
+    @torch.no_grad()
+    def encode(self, batch: dict[str, list]) -> Encoded:
+        """The frozen encoders' outputs: from the cache where it has them, else computed and stored there."""
+        missing = [row for row, features in enumerate(batch["features"]) if features is None]
+        rows = list(batch["features"])
+        if missing:
+            pixels = torch.stack([batch["pixels"][row] for row in missing])
+            computed = self.core_seg.encode(pixels.to(self.device))
+            for place, row in enumerate(missing):
+                rows[row] = {"embeddings": computed.embeddings[place], "features": computed.features[place]}
+                if self.cache:
+                    self.cache.store(batch["pixels"][row], rows[row])
+        self.log("train/encoded", float(len(missing)), on_step=True)
+        return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
+
+    def validation_step(self, sample: Sample, batch_idx: int) -> None:
+        (prediction,) = self.core_seg.predict([sample.image], [sample.record.query], self.hparams.max_new_tokens)
+        dice, iou = dice_iou(prediction.mask, sample.mask) if prediction.has_mask else (0.0, 0.0)
+        scores = {"val/mDice": dice, "val/mIoU": iou, "val/failure_rate": float(dice == 0)}
+        self.log_dict(scores, prog_bar=True, batch_size=1, sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        h = self.hparams
+        return adamw_warmup_cosine(self.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
+
+
+def stage_0_weights(path: str) -> dict[str, Tensor]:
+    """The segmenter's weights from a checkpoint of `SegmenterModule`.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not such a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"segmenter_checkpoint '{path}' does not exist; run stage 0 first or give its checkpoint")
+    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    weights = {name.removeprefix("segmenter."): value for name, value in state.items() if name.startswith("segmenter.")}
+    if not weights:
+        raise ValueError(f"segmenter_checkpoint '{path}' is not of stage 0; give runs/<stage 0>/checkpoints/last.ckpt")
+    return weights
