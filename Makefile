@@ -26,6 +26,8 @@ app: install ## Open the page with the release of the demo
 	$(VENV)/bin/core-seg app runs/demo/release
 
 lint: install ## Check style
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 400 {print "Warning: " $$2 " has " $$1 " lines; look for its second subject"}'
 
 .PHONY: help install demo test app lint

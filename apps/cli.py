@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from lab.errors import LabError
+
 HELP = """\
 core-seg: models that reason before they segment. Research use only, not a medical device.
 
@@ -44,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         run()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if not expected(error):
-            raise
+    except LabError as error:
         print(f"core-seg: {error}", file=sys.stderr)
         return 2
     return 0
@@ -61,13 +61,3 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
     from apps import commands
 
     return commands.find(arguments)
-
-
-def expected(error: Exception) -> bool:
-    """Whether the error's own sentence is all that a user needs."""
-    from apps.errors import UserError
-    from lab.data.images import ImageError
-    from lab.data.manifest import ManifestError
-    from lab.model.release import ReleaseError
-
-    return isinstance(error, (UserError, ImageError, ManifestError, ReleaseError))

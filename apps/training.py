@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from apps.errors import UserError
+from lab.errors import LabError
 from modules.callbacks import JsonlLogger, RunKeeper, RunProgress, checkpoints
 
 PLACES = {"cache", "segmenter_checkpoint"}
@@ -41,7 +41,7 @@ class LabCLI(LightningCLI):
         if path:
             check_hyperparameters(self.model, Path(path))
         elif (self.folder / "checkpoints" / "last.ckpt").exists():
-            raise UserError(
+            raise LabError(
                 f"run '{self.folder}' already has a checkpoint; resume it with --ckpt_path last, or give another --name"
             )
 
@@ -50,7 +50,7 @@ def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
     """Refuse to resume with other hyper-parameters than the checkpoint's, which would be followed in part only.
 
     Raises:
-        UserError: Naming each hyper-parameter with both values.
+        LabError: Naming each hyper-parameter with both values.
     """
     saved = flat(torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters", {}))
     here = flat(dict(model.hparams))
@@ -60,7 +60,7 @@ def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
         if saved.get(name) != here.get(name) and name not in PLACES
     ]
     if differing:
-        raise UserError(f"cannot resume '{path}': {'; '.join(differing)}; drop the flag or start a run with another --name")
+        raise LabError(f"cannot resume '{path}': {'; '.join(differing)}; drop the flag or start a run with another --name")
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -81,12 +81,12 @@ def run_training(arguments: list[str]) -> None:
     name = option(rest, "--name") or default_name(option(rest, "-c") or option(rest, "--config"))
     last = Path("runs") / name / "checkpoints" / "last.ckpt"
     if option(rest, "--ckpt_path") == "last" and not last.is_file():
-        raise UserError(f"nothing to resume: '{last}' does not exist; leave out --ckpt_path to start")
+        raise LabError(f"nothing to resume: '{last}' does not exist; leave out --ckpt_path to start")
     rest = [f"--ckpt_path={last}" if a == "--ckpt_path=last" else a for a in rest]
     rest = [str(last) if a == "last" and b == "--ckpt_path" else a for b, a in zip(["", *rest], rest)]
     path = option(rest, "--ckpt_path")
     if path and not Path(path).is_file():
-        raise UserError(f"checkpoint '{path}' does not exist; check --ckpt_path")
+        raise LabError(f"checkpoint '{path}' does not exist; check --ckpt_path")
     if not ({"-h", "--help", "--print_config"} & {a.split("=")[0] for a in rest}):
         rest += [f"--name={name}", "--weights_only=true"]
     LabCLI(

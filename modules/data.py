@@ -11,6 +11,7 @@ from lab.data.dataset import RecordDataset
 from lab.data.manifest import read_manifest
 from lab.data.mixture import MixtureSampler, Part
 from lab.data.sample import Record, Sample
+from lab.errors import LabError
 
 
 class Lesions(L.LightningDataModule):
@@ -80,9 +81,9 @@ def split_of(manifest: str, split: str) -> list[Record]:
     """The records of one split.
 
     Raises:
-        ValueError: When it has none.
+        LabError: When it has none.
     """
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
-        raise ValueError(f"{manifest}: no record has split '{split}'; name another split or another manifest")
+        raise LabError(f"{manifest}: no record has split '{split}'; name another split or another manifest")
     return records

@@ -1,7 +1,6 @@
 """Stage 1: CoT-based semantic alignment. Text cross-entropy plus DiceCE on the mask (CORE-Seg, section 3.3)."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -14,6 +13,7 @@ from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
 from lab.evaluation.metrics import dice_iou
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
+from lab.model.release import segmenter_from_checkpoint
 from modules.optimisation import adamw_warmup_cosine
 
 
@@ -62,7 +62,7 @@ class Sft(L.LightningModule):
         if segmenter_checkpoint is None:
             self.core_seg.segmenter.load_pretrained()
         else:
-            self.core_seg.start_from_segmenter(stage_0_weights(segmenter_checkpoint))
+            self.core_seg.start_from_segmenter(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
         self.core_seg.freeze_encoders()
         self.core_seg.segmenter.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
@@ -135,19 +135,3 @@ class Sft(L.LightningModule):
     def configure_optimizers(self) -> dict:
         h = self.hparams
         return adamw_warmup_cosine(self.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
-
-
-def stage_0_weights(path: str) -> dict[str, Tensor]:
-    """The segmenter's weights from a checkpoint of `SegmenterModule`.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not such a checkpoint.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"segmenter_checkpoint '{path}' does not exist; run stage 0 first or give its checkpoint")
-    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    weights = {name.removeprefix("segmenter."): value for name, value in state.items() if name.startswith("segmenter.")}
-    if not weights:
-        raise ValueError(f"segmenter_checkpoint '{path}' is not of stage 0; give runs/<stage 0>/checkpoints/last.ckpt")
-    return weights

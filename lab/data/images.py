@@ -1,5 +1,6 @@
 """Images and masks from files, and the one path by which an image becomes the model's padded square and back."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lab.data.sample import Record, Sample
+from lab.errors import LabError
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header alone: a 172 KB PNG can hold 13,300 x 13,300 pixels."""
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter guard
 
 
-class ImageError(ValueError):
+class ImageError(LabError):
     """An image or mask that cannot be used; the message says which, why, and what to do."""
 
 
@@ -24,12 +27,13 @@ def read_image(path: Path | str) -> np.ndarray:
     """An image of any size as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Takes PNG, JPEG (CMYK too), TIFF, BMP and WebP, 8 bit, 16 bit and float, gray, palette and colour, with or without
-    alpha (composed on black). More than 8 bits are scaled linearly from the 0.5th and 99.5th percentile to 0 and 255.
+    alpha (composed on black). More than 8 bits are scaled linearly from the 0.5th and 99.5th percentile, of all
+    channels together, to 0 and 255. Of several pages or frames, the first.
 
     Raises:
         ImageError: Missing, empty, truncated, not an image, or more than 64 megapixels.
     """
-    array = _decode(path)
+    array = decode(path)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.dtype != np.uint8:
@@ -40,13 +44,13 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """A mask as (H, W) bool: whatever is not 0 in any channel but alpha.
+    """A mask as (H, W) bool: whatever is not 0 (black, or wholly transparent).
 
     Raises:
         ImageError: As `read_image`.
     """
-    array = _decode(path)
-    return array > 0 if array.ndim == 2 else (array[..., :3] > 0).any(-1)
+    array = decode(path)
+    return array != 0 if array.ndim == 2 else array.any(-1)
 
 
 def load_sample(record: Record) -> Sample:
@@ -71,47 +75,82 @@ def image_size(path: Path | str) -> tuple[int, int]:
         ImageError: As `read_image`, but pixels are not decoded.
     """
     with _open(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        # A TIFF's size is turned by Pillow already.
+        return image.size[::-1] if image.format != "TIFF" and _orientation(image) >= 5 else image.size
 
 
-def _open(path: Path | str) -> Image.Image:
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"image '{path}' does not exist; check the path")
-    if path.stat().st_size == 0:
-        raise ImageError(f"image '{path}' is empty (0 bytes); copy it again")
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError(f"image '{path}' is larger than 64 megapixels; scale it down") from None
-    except Exception:
-        raise ImageError(f"'{path}' is not an image that can be read; give a PNG, JPEG or TIFF file") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"image '{path}' is {image.width}x{image.height}, over 64 megapixels; scale it down")
-    return image
+def decode(path: Path | str) -> np.ndarray:
+    """The first page as stored: (H, W) or (H, W, 3) RGB, of the file's depth, turned, alpha composed on black.
 
-
-def _decode(path: Path | str) -> np.ndarray:
+    Raises:
+        ImageError: As `read_image`.
+    """
     with _open(path) as image:
+        orientation = _orientation(image)
+        if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (1,))) > 8:
+            raise ImageError(f"'{path}' stores 16-bit colour plane by plane; save it as PNG or interleaved")
+        image.filename = ""  # or Pillow maps the file into memory, and a turned gray TIFF comes out sheared
         try:
+            if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile) and orientation == 1:
+                return _deep_colour(path)  # Pillow would keep the upper 8 bits only
             image = ImageOps.exif_transpose(image)
             if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
                 image = image.convert("RGB")
-            elif image.mode in ("P", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-            if image.mode in ("LA", "RGBA"):
+            if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or (
+                image.mode in ("1", "L", "RGB") and "transparency" in image.info
+            ):
                 black = Image.new("RGBA", image.size, (0, 0, 0, 255))
                 image = Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
             return np.asarray(image)
         except Exception as error:
-            raise ImageError(f"image '{path}' is damaged or cut short ({error}); copy it again") from None
+            raise ImageError(f"'{path}' is damaged or cut short ({error}); copy it again") from None
+
+
+def _open(path: Path | str) -> Image.Image:
+    path = Path(path)
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:  # no permission, name too long
+        raise ImageError(f"'{path}' cannot be read ({error.strerror}); check the path") from None
+    if size is None:
+        raise ImageError(f"'{path}' does not exist; check the path")
+    if size == 0:
+        raise ImageError(f"'{path}' is empty (0 bytes); copy it again")
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(f"'{path}' is over 64 megapixels; scale it down") from None
+    except Exception:
+        raise ImageError(f"'{path}' is not an image that can be read; give a PNG, JPEG or TIFF file") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"'{path}' is {image.width}x{image.height}, over 64 megapixels; scale it down")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    # Not image.getexif(): a PNG's decodes every pixel to look for EXIF behind them.
+    try:
+        value = Image.Image.getexif(image).get(0x0112)
+    except Exception as error:
+        raise ImageError(f"'{image.filename}' has damaged EXIF data ({error}); save it again without") from None
+    return value if value in range(1, 9) else 1
+
+
+def _deep_colour(path: Path | str) -> np.ndarray:
+    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError("16-bit colour")
+    if array.ndim == 3 and array.shape[2] == 4:
+        array = array[..., :3] * (array[..., 3:] / 65535)
+    return array[..., ::-1]  # BGR to RGB
 
 
 def _to_eight_bit(array: np.ndarray) -> np.ndarray:
-    values = np.nan_to_num(array.astype(np.float32))
-    low, high = np.percentile(values, [0.5, 99.5])
-    return (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).round().astype(np.uint8)
+    values = array.astype(np.float32)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if len(finite) else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    return (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)

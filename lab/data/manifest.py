@@ -5,18 +5,19 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from lab.data.images import ImageError, image_size, load_sample
+from lab.data.images import ImageError, decode, image_size, read_image
 from lab.data.sample import Record
+from lab.errors import LabError
 
 SPLITS = ("train", "val", "test")
 TEXT_FIELDS = ("id", "image", "mask", "modality", "anatomy", "lesion", "source", "split", "group", "license")
+NUMBER_FIELDS = ("width", "height", "mask_fraction")
 OPTIONAL_TEXT_FIELDS = ("query", "reasoning")
 
 
-class ManifestError(ValueError):
+class ManifestError(LabError):
     """A manifest that cannot be used; the message has one line for each broken line of the file."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -34,11 +35,11 @@ def read_manifest(path: Path | str) -> list[Record]:
     Raises:
         ManifestError: With a sentence for every broken line: number, what is wrong, what to do.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ManifestError([f"manifest '{path}' does not exist; check the path"])
+    path = Path(path).absolute()
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise ManifestError([f"manifest '{path}' cannot be read ({error.strerror}); check the path"]) from None
     except UnicodeDecodeError as error:
         raise ManifestError([f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
     problems: list[str] = []
@@ -78,15 +79,24 @@ def check_pixels(records: list[Record]) -> list[str]:
     problems = []
     for record in tqdm(records, desc="checking pixels", unit="image"):
         try:
-            sample = load_sample(record)
+            size, values = read_image(record.image).shape[:2], decode(record.mask)
         except ImageError as error:
-            problems.append(str(error))
+            problems.append(f"{record.id}: {error}")
             continue
-        fraction = float(np.mean(sample.mask))
+        mask = values != 0 if values.ndim == 2 else values.any(-1)
+        fraction = float(mask.mean())
+        if mask.shape != size:
+            problems.append(
+                f"{record.id}: mask is {mask.shape[1]}x{mask.shape[0]} but image is {size[1]}x{size[0]}; resize one"
+            )
+        if not (values[mask] == values[mask][:1]).all():
+            problems.append(
+                f"{record.id}: mask has more than two values; write 0 for background, 255 for lesion, as PNG"
+            )
         if (fraction == 0) != (record.lesion == "none"):
             held = "is empty" if fraction == 0 else "is not empty"
             problems.append(f"{record.id}: lesion is '{record.lesion}' but the mask {held}; correct one of them")
-        elif abs(fraction - record.mask_fraction) > 0.005:
+        elif abs(fraction - record.mask_fraction) > 1e-4 + 0.01 * fraction:
             problems.append(
                 f"{record.id}: mask_fraction is {record.mask_fraction} but {fraction:.5f} of the mask is lesion; "
                 "correct the line"
@@ -99,14 +109,17 @@ def _record(line: str, folder: Path) -> Record:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno}); write one object a line") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
+        raise ValueError(f"not JSON that can be read ({error}); write one object a line") from None
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object; write {...}")
-    for name in (*TEXT_FIELDS, "width", "height", "mask_fraction"):
-        if name not in fields:
-            raise ValueError(f"field '{name}' is missing; add it")
+    if missing := [name for name in (*TEXT_FIELDS, *NUMBER_FIELDS) if name not in fields]:
+        raise ValueError(f"field {' and '.join(map(repr, missing))} is missing; add it")
     for name in (*TEXT_FIELDS, *(n for n in OPTIONAL_TEXT_FIELDS if n in fields)):
-        if not isinstance(fields[name], str) or (name in TEXT_FIELDS and not fields[name]):
+        if not isinstance(fields[name], str) or (name in TEXT_FIELDS and not fields[name].strip()):
             raise ValueError(f"field '{name}' is {fields[name]!r}; it must be text")
+        if any("\ud800" <= letter <= "\udfff" for letter in fields[name]):
+            raise ValueError(f"field '{name}' holds half of a character, {ascii(fields[name])}; write it in full")
     for name in ("width", "height"):
         if type(fields[name]) is not int or fields[name] < 1:
             raise ValueError(f"field '{name}' is {fields[name]!r}; it must be a whole number of pixels")
@@ -121,14 +134,19 @@ def _record(line: str, folder: Path) -> Record:
     for name in ("image", "mask"):
         paths[name] = folder / fields[name]
         if Path(fields[name]).is_absolute() or ".." in Path(fields[name]).parts:
-            raise ValueError(f"{name} path '{fields[name]}' leaves the manifest's folder; use a relative path inside it")
-        found = image_size(paths[name])
+            raise ValueError(
+                f"{name} path '{fields[name]}' leaves the manifest's folder; use a relative path inside it"
+            )
+        try:
+            found = image_size(paths[name])
+        except ImageError as error:
+            raise ValueError(f"{name} {error}") from None
         if found != (fields["width"], fields["height"]):
             raise ValueError(
                 f"{name} '{fields[name]}' is {found[0]}x{found[1]} but the line says "
                 f"{fields['width']}x{fields['height']}; resize it or correct the line"
             )
-    names = (*TEXT_FIELDS, "width", "height", "mask_fraction", "query", "reasoning")
+    names = (*TEXT_FIELDS, *NUMBER_FIELDS, *OPTIONAL_TEXT_FIELDS)
     return Record(**{"query": ""} | {name: fields[name] for name in names if name in fields} | paths)
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.utils.data import Sampler
 
 from lab.data.sample import Record
+from lab.errors import LabError
 
 
 @dataclass
@@ -65,7 +66,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
         offset = 0
         for part, records in parts:
             if part.per_batch % part.queries_per_image:
-                raise ValueError(
+                raise LabError(
                     f"{part.manifest}: per_batch {part.per_batch} is not a multiple of "
                     f"queries_per_image {part.queries_per_image}; change one of them"
                 )
@@ -73,7 +74,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
             if part.queries_per_image > 1:
                 groups = [group for group in groups if len(group) >= part.queries_per_image]
             if not groups:
-                raise ValueError(
+                raise LabError(
                     f"{part.manifest}: no image of split '{part.split}' has {part.queries_per_image} records; "
                     "choose another split or lower queries_per_image"
                 )

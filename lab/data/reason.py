@@ -22,6 +22,7 @@ from lab.data.synthetic import (
     write_image,
     write_manifest,
 )
+from lab.errors import LabError
 
 REASON = Difficulty(
     contrast=(0.65, 1.0), area=(0.018, 0.08), count=(2, 3), irregularity=0.7, blur=0.45, decoys=0.75, artefacts=0.45, empty=0.0
@@ -172,7 +173,7 @@ def _lines(
             for place, (query, mask, lesion) in enumerate(questions):
                 yield record(folder, f"{name}-{place}", image, case, mask, lesion, query, split, group=name)
             bar.update()
-        raise ValueError(f"{folder}: the seeds gave only {bar.n} of {count} images; write several data sets")
+        raise LabError(f"{folder}: the seeds gave only {bar.n} of {count} images; write several data sets")
 
 
 def contact_sheet(path: Path, seed: int = 0, rows: int = 4, size: int = 256) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lab.data.kinds import KINDS, Kind, cover, outline, paint
 from lab.data.looks import LOOKS
+from lab.errors import LabError
 
 BLOCK = 1_000_000
 TRACK_BLOCK = 1000
@@ -154,9 +155,9 @@ def place(
 def case_seeds(seed: int, count: int) -> range:
     """The seeds of a data set's cases; data sets with different `seed` share none, nor does any with the benchmark."""
     if not 0 <= seed < TRACK_BLOCK:
-        raise ValueError(f"seed {seed} of a data set must be 0 to {TRACK_BLOCK - 1}; the rest is kept for benchmarks")
+        raise LabError(f"seed {seed} of a data set must be 0 to {TRACK_BLOCK - 1}; the rest is kept for benchmarks")
     if count > BLOCK:
-        raise ValueError(f"{count} images do not fit one seed's block of {BLOCK}; write several data sets")
+        raise LabError(f"{count} images do not fit one seed's block of {BLOCK}; write several data sets")
     return range(seed * BLOCK, seed * BLOCK + count)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
+from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
 from lab.model.answer import Answer, parse
 from lab.model.reasoner import Reasoner, ReasonerConfig, pad
@@ -71,7 +72,7 @@ class CoreSeg(nn.Module):
     def __init__(self, config: CoreSegConfig) -> None:
         super().__init__()
         if config.segmenter.image_size % 32:
-            raise ValueError(f"segmenter.image_size {config.segmenter.image_size} is not a multiple of 32; change it")
+            raise LabError(f"segmenter.image_size {config.segmenter.image_size} is not a multiple of 32; change it")
         self.config = config
         self.segmenter = Segmenter(config.segmenter)
         self.reasoner = Reasoner(config.reasoner)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab.data.images import Frame
+from lab.errors import LabError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -130,7 +131,7 @@ class Segmenter(nn.Module):
             )
         else:
             if (config.image_size, dim) != (1024, 256):
-                raise ValueError(f"{config.architecture} needs image_size 1024 and embed_dim 256, not {config.image_size}, {dim}")
+                raise LabError(f"{config.architecture} needs image_size 1024 and embed_dim 256, not {config.image_size}, {dim}")
             sam = sam_model_registry[config.architecture]()
             self.image_encoder, self.prompt_encoder = sam.image_encoder, sam.prompt_encoder
             self.mask_decoder = BatchedMaskDecoder(
@@ -146,7 +147,7 @@ class Segmenter(nn.Module):
         elif self.config.weights is not None:
             path = Path(self.config.weights)
             if not path.is_file():
-                raise FileNotFoundError(f"segmenter weights '{path}' do not exist; give a SAM or MedSAM .pth file")
+                raise LabError(f"segmenter weights '{path}' do not exist; give a SAM or MedSAM .pth file")
             self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
     def encode(self, pixels: Tensor) -> Tensor:

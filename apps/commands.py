@@ -1,0 +1,216 @@
+"""The commands beside training. Each is a function whose arguments jsonargparse turns into flags."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def find(arguments: list[str]) -> Callable[[], None] | None:
+    """The command that the first word (for `data`, the first two) names, with the rest to be parsed; None for no such."""
+    top = {"segment": segment, "evaluate": evaluate, "release": release, "app": app, "demo": demo}
+    data = {"synthesize": synthesize, "check": check, "sheet": sheet}
+    words = 2 if arguments[0] == "data" else 1
+    function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
+    if function is None:
+        return None
+
+    def run() -> None:
+        from jsonargparse import ArgumentParser
+
+        parser = ArgumentParser(prog=f"core-seg {' '.join(arguments[:words])}", description=function.__doc__)
+        parser.add_function_arguments(function, as_positional=True)
+        function(**parser.instantiate_classes(parser.parse_args(arguments[words:])))
+
+    return run
+
+
+def segment(image: Path, query: str = "Locate and segment the lesion.", release: Path = Path(), out: Path = Path("out")):
+    """Ask a release about one image; writes NAME_mask.png, NAME_overlay.png and NAME.json.
+
+    Args:
+        image: PNG, JPEG or TIFF.
+        query: What to look for.
+        release: Folder that core-seg release wrote.
+        out: Folder for the results.
+    """
+    import json
+
+    import cv2
+    import numpy as np
+
+    from lab.data.images import read_image
+    from lab.evaluation.report import contoured
+    from lab.model.release import load_release
+
+    pixels = read_image(image)
+    (prediction,) = load_release(release).predict([pixels], [query])
+    out.mkdir(parents=True, exist_ok=True)
+    overlay = contoured(pixels, None, prediction.mask)
+    for x1, y1, x2, y2 in prediction.boxes.round().astype(int).tolist():
+        cv2.rectangle(overlay, (x1, y1), (x2 - 1, y2 - 1), (255, 220, 0), 1)
+    cv2.imwrite(str(out / f"{image.stem}_mask.png"), prediction.mask.astype(np.uint8) * 255)
+    cv2.imwrite(str(out / f"{image.stem}_overlay.png"), overlay[..., ::-1])
+    result = {
+        "query": query,
+        "text": prediction.text,
+        "valid": prediction.answer.valid,
+        "problem": prediction.answer.problem,
+        "reasoning": prediction.answer.reasoning,
+        "boxes": prediction.boxes.round(1).tolist(),
+        "mask_fraction": round(float(prediction.mask.mean()), 5),
+        "seconds": round(prediction.seconds, 3),
+        "notice": "Research use only. Not a medical device.",
+    }
+    (out / f"{image.stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(prediction.answer.reasoning or prediction.text)
+    state = "no lesion found" if prediction.answer.says_empty else f"{result['mask_fraction']:.2%} of the image"
+    print(f"{state if prediction.has_mask else 'INVALID ANSWER: ' + result['problem']}, {result['seconds']} s, in {out}/")
+
+
+def evaluate(
+    model: Path, manifest: Path, split: str = "test", out: Path = Path("out"), swapped: bool = False, limit: int = 0
+):
+    """Score a release (or a stage-0 checkpoint, which is given the true boxes) on a split of a manifest.
+
+    Args:
+        model: Folder of a release, or runs/<stage 0>/checkpoints/best.ckpt.
+        manifest: manifest.jsonl.
+        split: train, val or test.
+        out: Folder for evaluation.json, evaluation.md, cases.csv and cases.png.
+        swapped: Score once more with the query of another lesion in the same image.
+        limit: Only this many records, evenly spread; 0 takes all.
+    """
+    from lab.data.manifest import read_manifest
+    from lab.data.sample import lesion_boxes
+    from lab.errors import LabError
+    from lab.evaluation.metrics import bootstrap_interval, summarise
+    from lab.evaluation.report import draw_cases, machine, write_report
+    from lab.evaluation.run import evaluate as ask
+    from lab.evaluation.run import evaluate_boxes, load_sample
+    from lab.model.release import load_release, segmenter_from_checkpoint
+
+    records = [record for record in read_manifest(manifest) if record.split == split]
+    if not records:
+        raise LabError(f"{manifest}: no record has split '{split}'; name another split")
+    records = records[:: max(1, len(records) // limit)][:limit] if limit else records
+    about = {"model": model.name, "manifest": "/".join(manifest.parts[-2:]), "split": split} | machine()
+    if model.suffix == ".ckpt":
+        segmenter = segmenter_from_checkpoint(model)
+        frame = evaluate_boxes(segmenter, records)
+        summary = about | summarise(frame)
+
+        def mask_of(record, query):
+            sample = load_sample(record)
+            return segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))
+    else:
+        core_seg = load_release(model)
+        boxes = core_seg.config.reasoner.max_boxes
+        frame = ask(core_seg.predict, records, boxes)
+        summary = about | summarise(frame)
+        if swapped:
+            other = ask(core_seg.predict, records, boxes, swapped=True)
+            if other.empty:
+                raise LabError(f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it")
+            gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
+            summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
+            summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap)}
+
+        def mask_of(record, query):
+            return core_seg.predict([load_sample(record).image], [query])[0].mask
+
+    write_report(out, summary, frame)
+    draw_cases(out / "cases.png", frame, records, mask_of)
+    overall = summary["overall"]
+    print(f"mDice {overall['mDice']:.3f} {overall['mDice_ci']}, failure rate {overall['failure_rate']:.3f}, in {out}/")
+
+
+def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: str = "see the run's config_fit.yaml"):
+    """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
+
+    Args:
+        checkpoint: runs/<name>/checkpoints/best.ckpt of stage 1.
+        folder: Where to.
+        title: Title of the model card.
+        data: What the model was trained on, for the card.
+    """
+    from lab.model.release import core_seg_from_checkpoint, save_release
+
+    save_release(core_seg_from_checkpoint(checkpoint), folder, title, data)
+    print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
+
+
+def synthesize(out: Path, n: int = 1000, seed: int = 0, kind: str = "plain", size: int = 256):
+    """Write synthetic lesions with their manifest.
+
+    Args:
+        out: Folder for manifest.jsonl, images/ and masks/.
+        n: Images (of `track` there are always 250 with 500 records).
+        seed: 0 to 999; different seeds share no case.
+        kind: `plain` asks for a lesion by name; `reason` asks for one of several; `track` is the benchmark of the latter.
+        size: Side in pixels.
+    """
+    from lab.data.reason import write_reason, write_reason_track
+    from lab.data.synthetic import write_plain
+    from lab.errors import LabError
+
+    if kind not in ("plain", "reason", "track"):
+        raise LabError(f"--kind {kind} is unknown; use plain, reason or track")
+    if kind == "track":
+        path = write_reason_track(out, size)
+    else:
+        path = write_plain(out, n, seed, size=size) if kind == "plain" else write_reason(out, n, seed=seed, size=size)
+    print(f"wrote {path}")
+
+
+def check(manifest: Path):
+    """Read every line, image and mask of a manifest and list what is wrong; exit code 2 when anything is.
+
+    Args:
+        manifest: manifest.jsonl.
+    """
+    from lab.data.manifest import ManifestError, check_pixels, read_manifest
+
+    records = read_manifest(manifest)
+    if problems := check_pixels(records):
+        raise ManifestError(problems)
+    print(f"{len(records)} records, all well")
+
+
+def sheet(out: Path, seed: int = 0, kind: str = "plain"):
+    """Draw a contact sheet of synthetic lesions.
+
+    Args:
+        out: PNG to write.
+        seed: Of the first case.
+        kind: `plain`: looks in rows, difficulty rising to the right; `reason`: questions with their answers.
+    """
+    from lab.data import reason, synthetic
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (reason if kind == "reason" else synthetic).contact_sheet(out, seed)
+    print(f"wrote {out}")
+
+
+def app(release: Path, port: int = 7860):
+    """Open the page of a release on this machine.
+
+    Args:
+        release: Folder that core-seg release wrote.
+        port: On 127.0.0.1.
+    """
+    from apps.page import launch
+
+    launch(release, port)
+
+
+def demo(data: str = "", minutes: float = 11.0, page: bool = True, port: int = 7860):
+    """Synthesise, train stage 0 and stage 1, evaluate and open the page; finished parts are not done again.
+
+    Args:
+        data: manifest.jsonl of your own lesions (splits train, val and test); default: synthetic ones.
+        minutes: For all of the training together.
+        page: Open the page at the end.
+        port: Of the page.
+    """
+    from apps.demo import run_demo
+
+    run_demo(data, minutes, page, port)

@@ -1,0 +1,178 @@
+"""What is shared of a model: safetensors, JSON and a card; no pickle, and nothing imported by a name from data."""
+
+import json
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lab.errors import LabError
+from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.segmenter import Segmenter, SegmenterConfig
+
+FORMAT = "core-seg-release-1"
+CARD = """\
+---
+library_name: core-seg-lab
+pipeline_tag: image-segmentation
+license: cc-by-nc-sa-4.0
+---
+# {title}
+
+A model of the CORE-Seg lab (after arXiv 2603.05911): it reasons, names boxes and segments the lesion that is asked for.
+
+**Research use only. Not a medical device.** It is wrong often enough to matter; see its evaluation.
+
+```
+core-seg segment IMAGE --query "Locate and segment the polyp in this colon colonoscopy." --release DIR --out out/
+```
+
+- Trained on: {data}
+- Terms: those of the strictest source of its training data; non-commercial, share alike, unless that data says otherwise.
+- Input: one RGB image, padded to {size} px, and an English query of the form above.
+"""
+
+
+class ReleaseError(LabError):
+    """A folder that is not a complete release of ours."""
+
+
+def save_release(model: CoreSeg, folder: Path | str, title: str, data: str, half: bool = True) -> None:
+    """Write `model.safetensors`, `config.json`, the tokenizer and `README.md` (the card).
+
+    Args:
+        model: Of any preset.
+        folder: Made when absent; its release files are replaced.
+        title: Of the card.
+        data: What the model was trained on, for the card.
+        half: Store half precision; False keeps float32 and with it the last bits of every logit.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state.pop("reasoner.model.lm_head.weight", None) if tied(model) else None
+    if half:
+        state = {name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()}
+    save_file(state, folder / "model.safetensors")
+    config = {"format": FORMAT, "core_seg": asdict(model.config)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
+    size = model.config.segmenter.image_size
+    (folder / "README.md").write_text(CARD.format(title=title, data=data, size=size))
+
+
+def load_release(folder: Path | str) -> CoreSeg:
+    """Load a release in float32, ready for inference.
+
+    Raises:
+        ReleaseError: With one sentence, for a folder that is incomplete, damaged or not ours.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ReleaseError(f"release '{folder}' does not exist; give the folder that core-seg release wrote")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ReleaseError(f"release '{folder}' is incomplete: {name} is missing; write it again")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise ReleaseError(f"release '{folder}': config.json is not JSON; write the release again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ReleaseError(f"'{folder}' is not a release of this lab (config.json has no format {FORMAT})")
+    core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
+    if core_seg.reasoner.model != "small":
+        raise ReleaseError(f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet")
+    try:
+        state = load_file(folder / "model.safetensors")
+    except SafetensorError:
+        raise ReleaseError(f"release '{folder}': model.safetensors is damaged; copy it again") from None
+    model = CoreSeg(core_seg)
+    if tied(model):
+        state["reasoner.model.lm_head.weight"] = state.get("reasoner.model.model.language_model.embed_tokens.weight")
+    try:
+        model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+    except (RuntimeError, AttributeError):
+        raise ReleaseError(f"release '{folder}': its weights do not fit its config.json; write it again") from None
+    return model.eval()
+
+
+def tied(model: CoreSeg) -> bool:
+    """Whether the language model's input and output embeddings are one tensor."""
+    return model.reasoner.model.lm_head.weight is model.reasoner.model.get_input_embeddings().weight
+
+
+def from_plain(kind: type, values: Any, where: str) -> Any:
+    """A configuration dataclass from plain JSON values; unknown and missing names and wrong types are errors.
+
+    Raises:
+        ReleaseError: Naming the value.
+    """
+    if not isinstance(values, dict):
+        raise ReleaseError(f"{where} is not an object; write the release again")
+    known = {field.name: field for field in fields(kind)}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ReleaseError(f"{where}.{unknown[0]} is not known to this version; update the lab or the release")
+    built = {}
+    for name, value in values.items():
+        default = getattr(kind(), name)
+        if is_dataclass(default):
+            value = from_plain(type(default), value, f"{where}.{name}")
+        elif default is not None and type(value) is not type(default):
+            raise ReleaseError(f"{where}.{name} is {value!r}, not {type(default).__name__}; write the release again")
+        built[name] = value
+    return kind(**built)
+
+
+def core_seg_from_checkpoint(path: Path | str) -> CoreSeg:
+    """The model of one of your own stage-1 (or later) checkpoints.
+
+    Raises:
+        ReleaseError: No such file, or not such a checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if "core_seg" not in checkpoint["hyper_parameters"]:
+        raise ReleaseError(f"checkpoint '{path}' holds no CORE-Seg model (is it of stage 0?); give one of stage 1")
+    model = CoreSeg(from_plain(CoreSegConfig, checkpoint["hyper_parameters"]["core_seg"], f"checkpoint '{path}'"))
+    model.load_state_dict(part(checkpoint, "core_seg."))
+    return model.eval()
+
+
+def segmenter_from_checkpoint(path: Path | str) -> Segmenter:
+    """The segmenter of one of your own stage-0 checkpoints.
+
+    Raises:
+        ReleaseError: No such file, or not such a checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if "segmenter" not in checkpoint["hyper_parameters"]:
+        raise ReleaseError(f"checkpoint '{path}' is not of stage 0; give runs/<stage 0>/checkpoints/best.ckpt")
+    values = checkpoint["hyper_parameters"]["segmenter"]
+    segmenter = Segmenter(from_plain(SegmenterConfig, values, f"checkpoint '{path}'"))
+    segmenter.load_state_dict(part(checkpoint, "segmenter."))
+    return segmenter.eval()
+
+
+def read_checkpoint(path: Path | str) -> dict:
+    """A Lightning checkpoint of our own, read without unpickling code.
+
+    Raises:
+        ReleaseError: No such file, or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise ReleaseError(f"checkpoint '{path}' does not exist; check the path")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:
+        raise ReleaseError(f"'{path}' is not a checkpoint that can be read safely; give one that core-seg fit wrote") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise ReleaseError(f"'{path}' is not a checkpoint of core-seg fit; give one from runs/<name>/checkpoints/")
+    return checkpoint
+
+
+def part(checkpoint: dict, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights below a prefix, the prefix removed."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
