@@ -23,7 +23,9 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     return run
 
 
-def segment(image: Path, query: str = "Locate and segment the lesion.", release: Path = Path(), out: Path = Path("out")):
+def segment(
+    image: Path, query: str = "Locate and segment the lesion.", release: Path = Path(), out: Path = Path("out")
+):
     """Ask a release about one image; writes NAME_mask.png, NAME_overlay.png and NAME.json.
 
     Args:
@@ -63,7 +65,9 @@ def segment(image: Path, query: str = "Locate and segment the lesion.", release:
     (out / f"{image.stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(prediction.answer.reasoning or prediction.text)
     state = "no lesion found" if prediction.answer.says_empty else f"{result['mask_fraction']:.2%} of the image"
-    print(f"{state if prediction.has_mask else 'INVALID ANSWER: ' + result['problem']}, {result['seconds']} s, in {out}/")
+    print(
+        f"{state if prediction.has_mask else 'INVALID ANSWER: ' + result['problem']}, {result['seconds']} s, in {out}/"
+    )
 
 
 def evaluate(
@@ -109,7 +113,9 @@ def evaluate(
         if swapped:
             other = ask(core_seg.predict, records, boxes, swapped=True)
             if other.empty:
-                raise LabError(f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it")
+                raise LabError(
+                    f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it"
+                )
             gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
             summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
             summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap)}

@@ -21,7 +21,9 @@ class LabCLI(LightningCLI):
     folder: Path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="", help="Folder of the run under runs/; default: of the config.")
+        parser.add_argument(
+            "--name", type=str, default="", help="Folder of the run under runs/; default: of the config."
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters silently beat the flags; see `check_hyperparameters`."""
@@ -60,7 +62,9 @@ def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
         if saved.get(name) != here.get(name) and name not in PLACES
     ]
     if differing:
-        raise LabError(f"cannot resume '{path}': {'; '.join(differing)}; drop the flag or start a run with another --name")
+        raise LabError(
+            f"cannot resume '{path}': {'; '.join(differing)}; drop the flag or start a run with another --name"
+        )
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -123,9 +123,7 @@ def texture(rng: Rng, name: str, depth: np.ndarray, radius: float) -> np.ndarray
     raise ValueError(f"unknown lesion texture '{name}'; see Kind.texture for the known ones")
 
 
-def paint(
-    rng: Rng, image: np.ndarray, kind: Kind, alpha: np.ndarray, contrast: float, radius: float
-) -> np.ndarray:
+def paint(rng: Rng, image: np.ndarray, kind: Kind, alpha: np.ndarray, contrast: float, radius: float) -> np.ndarray:
     """The picture (S, S, C) with one lesion in it, and with what the lesion does to its surround.
 
     Args:
@@ -145,7 +143,10 @@ def paint(
         image = image * (1 + kind.behind * deeper * np.exp(-np.maximum(y - bottom, 0) / 0.22))[..., None]
     if kind.ring:
         around = cv2.GaussianBlur(alpha, (0, 0), 0.3 * radius)
-        image = image + (np.array(kind.ring, np.float32) * ground.mean() * 1.6 - image) * (0.7 * around * contrast)[..., None]
+        image = (
+            image
+            + (np.array(kind.ring, np.float32) * ground.mean() * 1.6 - image) * (0.7 * around * contrast)[..., None]
+        )
     share = texture(rng, kind.texture, depth, radius)[..., None]
     colour = np.array(kind.colour, np.float32) * (1 - share) + np.array(kind.second, np.float32) * share
     tissue = 0.35 * (image - ground)  # some of the tissue shows through

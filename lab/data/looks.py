@@ -233,7 +233,9 @@ def finish_colonoscopy(rng: Rng, image: np.ndarray, artefacts: float) -> np.ndar
     diagonal = np.maximum(np.maximum(abs(x - 0.5), abs(y - 0.5)), (abs(x - 0.5) + abs(y - 0.5)) * 0.62)
     image = image * step(-diagonal, -rng.uniform(0.47, 0.49), 0.01)[..., None]
     if rng.random() < 0.6:
-        for row, text in enumerate((f"{rng.integers(10, 28)}/0{rng.integers(1, 9)}/2012", f"{rng.integers(7, 18)}:14:36")):
+        for row, text in enumerate(
+            (f"{rng.integers(10, 28)}/0{rng.integers(1, 9)}/2012", f"{rng.integers(7, 18)}:14:36")
+        ):
             at = (int(0.01 * size), int((0.2 + 0.05 * row) * size))
             image = np.maximum(image, burned_in(text, at, size)[..., None])
     return image
@@ -261,7 +263,11 @@ def finish_dermoscopy(rng: Rng, image: np.ndarray, artefacts: float) -> np.ndarr
     for _ in range(int(rng.integers(0, 1 + int(26 * artefacts)))):
         start, heading, bend = rng.uniform(-0.1, 1.1, 2), rng.uniform(0, 2 * np.pi), rng.uniform(-1.5, 1.5)
         along = np.linspace(0, rng.uniform(0.3, 1.0), 12)
-        points = start + np.stack([np.cumsum(np.cos(heading + bend * along)), np.cumsum(np.sin(heading + bend * along))], 1) * along[1]
+        points = (
+            start
+            + np.stack([np.cumsum(np.cos(heading + bend * along)), np.cumsum(np.sin(heading + bend * along))], 1)
+            * along[1]
+        )
         cv2.polylines(hairs, [np.int32(points * size * 8)], False, 255, int(rng.integers(1, 3)), cv2.LINE_AA, 3)
     dark = np.array([0.16, 0.1, 0.08], np.float32)
     image += (dark - image) * (hairs.astype(np.float32)[..., None] * (rng.uniform(0.5, 0.9) / 255))
@@ -283,7 +289,12 @@ def foot(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = grid(size)
     cloths = ((0.3, 0.42, 0.52), (0.3, 0.45, 0.4), (0.75, 0.76, 0.76), (0.3, 0.28, 0.27), (0.42, 0.33, 0.26))
     cloth = np.array(cloths[rng.integers(len(cloths))], np.float32)
-    creases = 1 + 0.1 * warp(noise(rng, size, 4, 9), rng, 4, 0.1) + 0.03 * noise(rng, size, 90) - 0.12 * ridges(rng, size, 3, 0.1)
+    creases = (
+        1
+        + 0.1 * warp(noise(rng, size, 4, 9), rng, 4, 0.1)
+        + 0.03 * noise(rng, size, 90)
+        - 0.12 * ridges(rng, size, 3, 0.1)
+    )
     shape = np.zeros((size, size), np.uint8)
     big, side = rng.uniform(1.05, 1.35), rng.choice([-1, 1])
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-50, 50) + 180 * float(rng.random() < 0.3), big * size)

@@ -44,9 +44,7 @@ def balanced(groups: list[list[int]], sources: list[str], exponent: float) -> li
         sizes[source] += 1
     largest = max(sizes.values())
     return [
-        group
-        for group, source in zip(groups, sources)
-        for _ in range(round((largest / sizes[source]) ** exponent))
+        group for group, source in zip(groups, sources) for _ in range(round((largest / sizes[source]) ** exponent))
     ]
 
 

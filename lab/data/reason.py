@@ -25,7 +25,14 @@ from lab.data.synthetic import (
 from lab.errors import LabError
 
 REASON = Difficulty(
-    contrast=(0.65, 1.0), area=(0.018, 0.08), count=(2, 3), irregularity=0.7, blur=0.45, decoys=0.75, artefacts=0.45, empty=0.0
+    contrast=(0.65, 1.0),
+    area=(0.018, 0.08),
+    count=(2, 3),
+    irregularity=0.7,
+    blur=0.45,
+    decoys=0.75,
+    artefacts=0.45,
+    empty=0.0,
 )
 """Several lesions that can be seen; what is hard is to know which one is meant."""
 TRACK_RECORDS = 500
@@ -136,7 +143,9 @@ def write_reason(
         size: Side in pixels.
     """
     seeds = case_seeds(seed, min(BLOCK, 4 * count))
-    return write_manifest(folder, _lines(folder, seeds, count, queries_per_image, 8, fractions, size, f"reason-{seed:03d}"))
+    return write_manifest(
+        folder, _lines(folder, seeds, count, queries_per_image, 8, fractions, size, f"reason-{seed:03d}")
+    )
 
 
 def write_reason_track(folder: Path, size: int = 256) -> Path:

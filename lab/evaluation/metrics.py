@@ -23,7 +23,9 @@ def dice_iou(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoUs of the one-to-one matching of boxes (N, 4) and (M, 4) xyxy that has the largest sum (Hungarian): (min(N, M),)."""
-    overlaps = box_iou(torch.as_tensor(predicted, dtype=torch.float32), torch.as_tensor(truth, dtype=torch.float32)).numpy()
+    overlaps = box_iou(
+        torch.as_tensor(predicted, dtype=torch.float32), torch.as_tensor(truth, dtype=torch.float32)
+    ).numpy()
     return overlaps[linear_sum_assignment(overlaps, maximize=True)]
 
 

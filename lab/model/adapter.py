@@ -36,7 +36,9 @@ class PromptAdapter(nn.Module):
     def __init__(self, config: AdapterConfig, hidden_size: int, prompt_dim: int) -> None:
         super().__init__()
         self.slots, self.prompt_dim = config.slots, prompt_dim
-        self.res_mlp = nn.Sequential(*(ResidualMlp(hidden_size) for _ in range(config.depth)), nn.LayerNorm(hidden_size))
+        self.res_mlp = nn.Sequential(
+            *(ResidualMlp(hidden_size) for _ in range(config.depth)), nn.LayerNorm(hidden_size)
+        )
         self.to_slots = nn.Linear(hidden_size, config.slots * prompt_dim)
         self.queries = nn.Embedding(config.prompt_tokens, prompt_dim)
         self.attention = nn.MultiheadAttention(prompt_dim, config.heads, batch_first=True)

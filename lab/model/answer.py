@@ -1,7 +1,7 @@
 """The answer schema of the paper, rendered and parsed here and nowhere else.
 
-    <think> R </think><answer>The {lesion} are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>
-    <think> R </think><answer>No such lesion is found. The mask is empty.</answer>
+<think> R </think><answer>The {lesion} are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>
+<think> R </think><answer>No such lesion is found. The mask is empty.</answer>
 """
 
 import re

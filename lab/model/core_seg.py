@@ -124,7 +124,9 @@ class CoreSeg(nn.Module):
         """
         input_ids, mask = pad([p + c for p, c in zip(prompts, completions)], self.reasoner.pad_id, device=self.device)
         hidden = self.reasoner(input_ids, mask, encoded.features)
-        is_completion, _ = pad([[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions)], 0, device=self.device)
+        is_completion, _ = pad(
+            [[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions)], 0, device=self.device
+        )
         logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
         is_seg = (input_ids == self.reasoner.seg_id) & (is_completion == 1)
         rows = is_seg.any(1).nonzero()[:, 0]

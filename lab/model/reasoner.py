@@ -170,7 +170,9 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def pad(rows: list[list[int]], value: int, left: bool = False, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def pad(
+    rows: list[list[int]], value: int, left: bool = False, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Token rows to ids (B, T) and attention mask (B, T)."""
     length = max(map(len, rows))
     fill = [[value] * (length - len(row)) for row in rows]

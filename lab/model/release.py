@@ -84,7 +84,9 @@ def load_release(folder: Path | str) -> CoreSeg:
         raise ReleaseError(f"'{folder}' is not a release of this lab (config.json has no format {FORMAT})")
     core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
     if core_seg.reasoner.model != "small":
-        raise ReleaseError(f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet")
+        raise ReleaseError(
+            f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet"
+        )
     try:
         state = load_file(folder / "model.safetensors")
     except SafetensorError:
@@ -93,7 +95,9 @@ def load_release(folder: Path | str) -> CoreSeg:
     if tied(model):
         state["reasoner.model.lm_head.weight"] = state.get("reasoner.model.model.language_model.embed_tokens.weight")
     try:
-        model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+        model.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        )
     except (RuntimeError, AttributeError):
         raise ReleaseError(f"release '{folder}': its weights do not fit its config.json; write it again") from None
     return model.eval()
@@ -166,7 +170,9 @@ def read_checkpoint(path: Path | str) -> dict:
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:
-        raise ReleaseError(f"'{path}' is not a checkpoint that can be read safely; give one that core-seg fit wrote") from None
+        raise ReleaseError(
+            f"'{path}' is not a checkpoint that can be read safely; give one that core-seg fit wrote"
+        ) from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise ReleaseError(f"'{path}' is not a checkpoint of core-seg fit; give one from runs/<name>/checkpoints/")
     return checkpoint

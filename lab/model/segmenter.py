@@ -131,7 +131,9 @@ class Segmenter(nn.Module):
             )
         else:
             if (config.image_size, dim) != (1024, 256):
-                raise LabError(f"{config.architecture} needs image_size 1024 and embed_dim 256, not {config.image_size}, {dim}")
+                raise LabError(
+                    f"{config.architecture} needs image_size 1024 and embed_dim 256, not {config.image_size}, {dim}"
+                )
             sam = sam_model_registry[config.architecture]()
             self.image_encoder, self.prompt_encoder = sam.image_encoder, sam.prompt_encoder
             self.mask_decoder = BatchedMaskDecoder(
