@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
-    """The command that the first word (for `data`, the first two) names, with the rest to be parsed; None for no such."""
+    """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "check": check, "sheet": sheet}
     words = 2 if arguments[0] == "data" else 1
@@ -151,7 +151,7 @@ def synthesize(out: Path, n: int = 1000, seed: int = 0, kind: str = "plain", siz
         out: Folder for manifest.jsonl, images/ and masks/.
         n: Images (of `track` there are always 250 with 500 records).
         seed: 0 to 999; different seeds share no case.
-        kind: `plain` asks for a lesion by name; `reason` asks for one of several; `track` is the benchmark of the latter.
+        kind: `plain` asks for a lesion by name; `reason` asks for one of several; `track` is its benchmark.
         size: Side in pixels.
     """
     from lab.data.reason import write_reason, write_reason_track

@@ -27,8 +27,8 @@ class Sft(L.LightningModule):
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         text_weight: Of the cross-entropy.
         seg_weight: Of DiceCE.
-        own_text: Share of steps whose masks are learnt from the model's own sampled answer instead of the true one: under
-            the true answer the `<seg>` state can read the boxes off the text, and need not look or heed the query.
+        own_text: Share of steps whose masks are learnt from the model's own sampled answer, not the true one:
+            under the true answer the `<seg>` state can read the boxes off the text, and need not look or heed the query.
         own_text_after: First step that may be such a step.
         learning_rate: Peak rate of AdamW.
         weight_decay: AdamW's decay.

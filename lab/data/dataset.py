@@ -91,7 +91,7 @@ class AnswerDataset(Dataset):
         self.grid, self.max_boxes, self.views, self.cache = grid, max_boxes, views, cache
 
     def __getitem__(self, draws: Sequence[Draw]) -> dict[str, list]:
-        """A batch as lists of B: `pixels` (S, S, 3) uint8, `features` (dict or None), `target` (h, w), `query`, `answer`."""
+        """Lists of B: `pixels` (S, S, 3) uint8, `features` (dict or None), `target` (h, w), `query`, `answer`."""
         items = [self.item(*draw) for draw in draws]
         return {key: [item[key] for item in items] for key in items[0]}
 

@@ -1,7 +1,7 @@
 """Anatomy to put lesions into, and the artefacts that lie on top: six looks, drawn from low-resolution noise.
 
 A look is two functions. The scene gives the healthy picture, float32 in about [0, 1] of shape (S, S, 1) for grey
-modalities and (S, S, 3) for colour ones, with the (S, S) bool region where lesions may grow. The finish takes the picture
+modalities and (S, S, 3) for colour ones, with the (S, S) bool region where lesions may grow. The finish takes it
 with its lesions and adds what the device adds (speckle, shadow, glare, hair, vignette, noise), by `artefacts` in 0..1.
 """
 
@@ -158,7 +158,7 @@ def finish_mri(rng: Rng, image: np.ndarray, artefacts: float) -> np.ndarray:
 
 
 def abdomen_ct(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """An axial slice: fat, muscle, liver with vessels, spleen and stomach, bowel, kidneys, spine, aorta, ribs, table."""
+    """An axial slice: fat, muscle, liver with vessels, spleen and stomach, bowel, kidneys, spine, aorta, ribs."""
     x, y = turned(rng, size, 0.02, 6, 0.006)
     rho = np.hypot(x / rng.uniform(0.45, 0.48), y / rng.uniform(0.36, 0.42))
     body = profile(rho, (0.80, 0.17), (0.82, 0.42), (0.88, 0.44), (0.9, 0.17), (0.97, 0.15), (0.985, 0.4), (1.0, 0.0))

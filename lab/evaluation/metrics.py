@@ -22,7 +22,7 @@ def dice_iou(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 
 def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoUs of the one-to-one matching of boxes (N, 4) and (M, 4) xyxy that has the largest sum (Hungarian): (min(N, M),)."""
+    """IoUs (min(N, M),) of the Hungarian matching of boxes (N, 4) and (M, 4) xyxy: the one with the largest sum."""
     overlaps = box_iou(
         torch.as_tensor(predicted, dtype=torch.float32), torch.as_tensor(truth, dtype=torch.float32)
     ).numpy()
@@ -30,7 +30,7 @@ def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def box_f1(predicted: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> float:
-    """F1 of boxes (N, 4) and (M, 4) xyxy whose matched IoU is at least `threshold`; no boxes on both sides counts as 1."""
+    """F1 of boxes (N, 4) and (M, 4) xyxy whose matched IoU reaches `threshold`; no boxes on both sides is 1."""
     if len(predicted) + len(truth) == 0:
         return 1.0
     hits = int((match_boxes(predicted, truth) >= threshold).sum()) if len(predicted) and len(truth) else 0
@@ -48,7 +48,7 @@ def summarise(frame: pd.DataFrame) -> dict:
     """Overall, per source, modality and anatomy; rates in 0..1.
 
     Args:
-        frame: One row an image: `dice`, `iou`, `failed`, `source`, `modality`, `anatomy` and, of models that write text,
+        frame: One row an image: `dice`, `iou`, `failed`, `source`, `modality`, `anatomy` and, where there is text,
             `box_f1`, `claims` and `claims_true`.
     """
     by = {

@@ -82,7 +82,7 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
 
 
 def evaluate_boxes(segmenter: Segmenter, records: list[Record]) -> pd.DataFrame:
-    """Stage 0: the true box of every lesion is given, the union of the masks is scored. Rows as `evaluate`, less the text."""
+    """Stage 0: the true box of every lesion is given, the union of masks is scored; rows as `evaluate`, less text."""
     rows = []
     for record in tqdm(records, desc="evaluating with true boxes", unit="image"):
         sample = load_sample(record)

@@ -1,4 +1,4 @@
-"""The Semantic-Guided Prompt Adapter: `<seg>` hidden state to prompt tokens of the mask decoder (CORE-Seg, section 3)."""
+"""The Semantic-Guided Prompt Adapter: `<seg>` hidden state to prompt tokens of the mask decoder."""
 
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class PromptAdapter(nn.Module):
         self.out = ResidualMlp(prompt_dim)
 
     def forward(self, seg_states: Tensor) -> Tensor:
-        """Last hidden states of the `<seg>` token (M, hidden_size) to semantic prompts (M, prompt_tokens, prompt_dim)."""
+        """Hidden states of `<seg>` (M, hidden_size) to semantic prompts (M, prompt_tokens, prompt_dim)."""
         slots = self.to_slots(self.res_mlp(seg_states)).unflatten(-1, (self.slots, self.prompt_dim))
         queries = self.queries.weight.expand(len(slots), -1, -1)
         pooled, _ = self.attention(queries, slots, slots, need_weights=False)

@@ -21,7 +21,7 @@ from lab.model.segmenter import PyramidImageEncoder, normalise
 
 SEG, IMAGE = "<seg>", "<image>"
 SMALL_TOKENIZER = Path(__file__).with_name("small_tokenizer.json")
-"""Byte-level BPE of 2,048 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
+"""Byte-level BPE of 874 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}<assistant>"

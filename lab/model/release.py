@@ -31,7 +31,7 @@ core-seg segment IMAGE --query "Locate and segment the polyp in this colon colon
 ```
 
 - Trained on: {data}
-- Terms: those of the strictest source of its training data; non-commercial, share alike, unless that data says otherwise.
+- Terms: those of the strictest source of its training data: non-commercial, share alike.
 - Input: one RGB image, padded to {size} px, and an English query of the form above.
 """
 

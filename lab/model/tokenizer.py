@@ -1,6 +1,6 @@
 """Makes the tokenizer of the `small` reasoner: `python -m lab.model.tokenizer` writes `small_tokenizer.json` anew.
 
-The corpus is the lab's own phrasings with common medical words, so that a sentence of reasoning takes few tokens; byte-level
+The corpus is the lab's own phrasings with common medical words, so that a sentence takes few tokens; byte-level
 BPE spells everything else, so that no query is out of vocabulary.
 """
 
@@ -15,12 +15,16 @@ from lab.model.answer import render
 from lab.model.reasoner import IMAGE, SEG, SMALL_TOKENIZER
 
 SPECIAL = ["<pad>", "<eos>", IMAGE, SEG, "<user>", "<assistant>", "<think>", "</think>", "<answer>", "</answer>"]
-MODALITIES = "ultrasound,dermoscopy,MRI,CT,X-ray,colonoscopy,OCT,OCTA,visible-light photograph,fundus photograph,MRI FLAIR,MRI T1 contrast"
+MODALITIES = (
+    "ultrasound,dermoscopy,MRI,CT,X-ray,colonoscopy,OCT,OCTA,visible-light photograph,fundus photograph,"
+    "MRI FLAIR,MRI T1 contrast"
+)
 ANATOMIES = "breast,skin,brain,abdomen,colon,foot,kidney,lung,eye,thyroid,liver,pancreas,heart,prostate,neck,head"
 LESIONS = (
-    "benign breast tumour,malignant breast tumour,polyp,glioma,meningioma,pituitary,foot ulcer,pigmented lesion,exudate,"
-    "pneumonia opacity,kidney tumour,white matter lesion,cyst,nodule,spiculated mass,naevus,melanoma,keratosis,haemangioma,"
-    "infarct,tumour,ulcer,haemorrhage,necrosis,callus,bruise,oedema,plaque,pneumothorax,metastasis,drusen,thyroid nodule"
+    "benign breast tumour,malignant breast tumour,polyp,glioma,meningioma,pituitary,foot ulcer,pigmented lesion,"
+    "exudate,pneumonia opacity,kidney tumour,white matter lesion,cyst,nodule,spiculated mass,naevus,melanoma,keratosis,"
+    "haemangioma,infarct,tumour,ulcer,haemorrhage,necrosis,callus,bruise,oedema,plaque,pneumothorax,metastasis,drusen,"
+    "thyroid nodule"
 )
 QUERIES = (
     "Locate and segment the {} in this {} {}.",
