@@ -28,7 +28,7 @@ class Sft(L.LightningModule):
         text_weight: Of the cross-entropy.
         seg_weight: Of DiceCE.
         own_text: Share of steps whose masks are learnt from the model's own sampled answer, not the true one:
-            under the true answer the `<seg>` state can read the boxes off the text, and need not look or heed the query.
+            under the true answer the `<seg>` state can read the boxes off the text, and need not heed the query.
         own_text_after: First step that may be such a step.
         learning_rate: Peak rate of AdamW.
         weight_decay: AdamW's decay.
