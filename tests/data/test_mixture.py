@@ -1,0 +1,59 @@
+"""Without these a resumed run would see other images than an unbroken one, or never the same image with two queries."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab.data.mixture import MixtureSampler, Part
+from lab.data.sample import Record
+from lab.errors import LabError
+
+BASE = Record("", Path(), Path(), 1, 1, "", "", "", "s", "", "train", "", 0.0, "")
+
+
+def records(images, queries=1, source="s"):
+    return [replace(BASE, id=f"{i}-{q}", image=Path(f"{source}{i}"), source=source) for i in range(images) for q in range(queries)]
+
+
+def sampler(first_step=0):
+    parts = [
+        (Part("a", per_batch=3), records(7)),
+        (Part("b", per_batch=4, queries_per_image=2), records(5, queries=3)),
+    ]
+    return MixtureSampler(parts, steps_per_epoch=4, seed=0, first_step=first_step)
+
+
+def test_a_run_resumed_inside_an_epoch_draws_what_is_left_of_it():
+    whole = sampler()
+    whole.set_epoch(1)
+    resumed = sampler(first_step=6)
+    resumed.set_epoch(1)
+    assert list(resumed) == list(whole)[2:]
+    resumed.set_epoch(2)
+    whole.set_epoch(2)
+    assert list(resumed) == list(whole)
+
+
+def test_no_image_repeats_before_all_were_seen():
+    drawn = [index for number in range(7) for index, _ in sampler().batch(number) if index < 7]
+    assert sorted(drawn[:7]) == list(range(7)) and sorted(drawn[7:14]) == list(range(7))
+
+
+def test_paired_parts_show_one_image_with_two_queries_and_the_same_augmentation():
+    for number in range(10):
+        (a, b), (c, d) = (sampler().batch(number)[3 + i : 5 + i] for i in (0, 2))
+        for (first, seed), (second, also) in ((a, b), (c, d)):
+            assert first != second and (first - 7) // 3 == (second - 7) // 3 and seed == also
+
+
+def test_small_sources_are_repeated():
+    part = Part("a", per_batch=1, balance=1.0)
+    mixture = MixtureSampler([(part, records(8, source="big") + records(2, source="small"))], 1, 0)
+    drawn = [mixture.batch(number)[0][0] for number in range(16)]
+    assert sum(index >= 8 for index in drawn) == 8
+
+
+def test_a_batch_that_pairs_do_not_divide_is_refused():
+    with pytest.raises(LabError, match="not a multiple"):
+        MixtureSampler([(Part("a", per_batch=3, queries_per_image=2), records(4, 2))], 1, 0)
