@@ -18,7 +18,8 @@ def disc(x, y, radius, inside=60, outside=160, size=200, blur=0.0):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "location"), [(30, 30, "upper left"), (100, 100, "centre"), (170, 100, "right"), (100, 180, "lower centre")]
+    ("x", "y", "location"),
+    [(30, 30, "upper left"), (100, 100, "centre"), (170, 100, "right"), (100, 180, "lower centre")],
 )
 def test_a_disc_is_located_by_thirds(x, y, location):
     assert measure(*disc(x, y, 15)).location == location

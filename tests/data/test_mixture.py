@@ -13,7 +13,11 @@ BASE = Record("", Path(), Path(), 1, 1, "", "", "", "s", "", "train", "", 0.0, "
 
 
 def records(images, queries=1, source="s"):
-    return [replace(BASE, id=f"{i}-{q}", image=Path(f"{source}{i}"), source=source) for i in range(images) for q in range(queries)]
+    return [
+        replace(BASE, id=f"{i}-{q}", image=Path(f"{source}{i}"), source=source)
+        for i in range(images)
+        for q in range(queries)
+    ]
 
 
 def sampler(first_step=0):

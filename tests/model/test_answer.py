@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from lab.model.answer import EMPTY_ANSWER, parse, render
 
-GOOD = "<think> dark area </think><answer>The cyst are located at [[10,20,30,40],[0,0,100,100]]. The mask is <seg>.</answer>"
+GOOD = (
+    "<think> dark area </think>"
+    "<answer>The cyst are located at [[10,20,30,40],[0,0,100,100]]. The mask is <seg>.</answer>"
+)
 
 
 def test_the_papers_schema_is_valid_and_its_boxes_are_shares_of_the_image():
@@ -53,10 +56,12 @@ boxes = st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=6).map(
 def test_what_is_rendered_is_read_back_to_the_grid(true, grid):
     answer = parse(render("why", "small cyst", true, grid), grid)
     assert answer.valid and answer.says_empty == (len(true) == 0)
-    np.testing.assert_allclose(answer.boxes_norm, true.astype(np.float32), atol=1.01 / grid)
+    np.testing.assert_allclose(answer.boxes_norm, true.astype(np.float32), atol=1.51 / grid)  # a box has to be one wide
 
 
-pieces = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<seg>", "[", "]", "[[1,2,3,4]]", "9" * 50, ",", EMPTY_ANSWER])
+pieces = st.sampled_from(
+    ["<think>", "</think>", "<answer>", "</answer>", "<seg>", "[", "]", "[[1,2,3,4]]", "9" * 50, ",", EMPTY_ANSWER]
+)
 
 
 @given(st.lists(st.one_of(pieces, st.text()), max_size=30).map("".join))
@@ -68,9 +73,9 @@ def test_any_text_is_parsed_without_an_error(text):
 
 def test_a_very_long_answer_is_parsed_in_time_that_grows_with_its_length():
     def seconds(copies):
-        start = time.perf_counter()
+        start = time.process_time()
         parse("<think>a</think><answer>The " + "x are located at [[1,2,3,4]," * copies + "<seg></answer>", 100)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    seconds(100)
-    assert seconds(40_000) < 40 * max(seconds(4_000), 1e-3)  # quadratic would be 100 times
+    longer, shorter = (min(seconds(copies) for _ in range(3)) for copies in (32_000, 1_000))
+    assert longer < 200 * max(shorter, 1e-3)  # linear is 32 times, quadratic 1,024
