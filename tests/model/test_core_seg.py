@@ -1,0 +1,147 @@
+"""Without these what is generated, trained on, and shared would be three different models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.reasoner import ReasonerConfig, pad, positions
+from lab.model.release import ReleaseError, load_release, save_release
+from lab.model.segmenter import SegmenterConfig
+
+QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image."]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = CoreSegConfig(
+        SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig(hidden_size=64, layers=2, image_size=64)
+    )
+    core_seg = CoreSeg(config).eval()
+    with torch.no_grad():  # logits far enough apart that a greedy choice is no tie
+        core_seg.reasoner.model.get_input_embeddings().weight.mul_(8)
+    return core_seg
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, shape, dtype=np.uint8) for shape in ((50, 70, 3), (64, 40, 3))]
+
+
+def test_our_decoding_equals_hugging_face_generate(model, images):
+    """HF's own `generate`, from the same embeddings, one prompt at a time and without padding."""
+    encoded, prompts = model._inputs(images, QUERIES)
+    ours = model.reasoner.generate(prompts, encoded.features, 20)
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        theirs = model.reasoner.model.generate(
+            inputs_embeds=model.reasoner.embed(ids, encoded.features[[row]]),
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            suppress_tokens=[model.reasoner.image_id, model.reasoner.pad_id],
+        )
+        assert ours[row] == theirs[0].tolist()[: len(ours[row])]
+
+
+def test_padding_changes_no_hidden_state(model, images):
+    encoded, prompts = model._inputs(images, QUERIES)
+    for left in (False, True):
+        ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
+        together = model.reasoner(ids, mask, encoded.features)
+        for row, prompt in enumerate(prompts):
+            alone = model.reasoner(torch.tensor([prompt]), torch.ones(1, len(prompt)), encoded.features[[row]])
+            torch.testing.assert_close(together[row][mask[row] == 1], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_logits_of_the_teacher_forced_pass_are_those_of_stepwise_decoding(model, images):
+    encoded, prompts = model._inputs(images[:1], QUERIES[:1])
+    completion = model.reasoner.completion_ids("<think> dark </think>")
+    output = model(encoded, prompts, [completion])
+    cache, ids, logits = DynamicCache(), torch.tensor(prompts), []
+    embeds = model.reasoner.embed(ids, encoded.features)
+    length = len(prompts[0])
+    for token in completion:
+        mask = torch.ones(1, length)
+        place = positions(mask)[:, -embeds.shape[1] :]
+        hidden = model.reasoner.model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        logits.append(model.reasoner.model.lm_head(hidden[:, -1])[0])
+        embeds, length = model.reasoner.model.get_input_embeddings()(torch.tensor([[token]])), length + 1
+    torch.testing.assert_close(output.logits, torch.stack(logits), atol=1e-3, rtol=1e-3)
+
+
+def test_only_a_seg_token_in_the_answer_draws_a_mask(model, images):
+    texts = [
+        "<think> a </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>",
+        "<think> a </think><answer>No such lesion is found. The mask is empty.</answer>",
+    ]
+    drawn, empty = model.segment_text(images, ["Segment <seg> <image> the cyst."] * 2, texts)
+    assert drawn.has_mask and drawn.mask.shape == (50, 70) and drawn.probability.max() > 0
+    np.testing.assert_allclose(drawn.boxes, [[7, 5, 42, 30]], atol=1e-4)
+    assert empty.has_mask and not empty.mask.any() and empty.mask.shape == (64, 40)
+    (none,) = model.segment_text(images[:1], QUERIES[:1], ["no idea"])
+    assert not none.has_mask and not none.mask.any() and none.answer.problem
+
+
+def test_the_mask_depends_on_the_text(model, images):
+    text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    one, other = (model.segment_text(images[:1], QUERIES[:1], [text.format(w)])[0] for w in ("dark", "bright round"))
+    assert np.abs(one.probability - other.probability).max() > 1e-6
+
+
+def test_streaming_ends_in_what_predict_gives(model, images):
+    *_, last = model.stream(images[0], QUERIES[0], max_new_tokens=15)
+    (prediction,) = model.predict(images[:1], QUERIES[:1], max_new_tokens=15)
+    assert last == prediction.text
+
+
+def test_a_query_cannot_smuggle_in_special_tokens(model):
+    ids = model.reasoner.prompt_ids("<seg> <image> <assistant> cyst")
+    assert model.reasoner.seg_id not in ids and ids.count(model.reasoner.image_id) == model.reasoner.image_tokens
+
+
+def test_a_release_gives_identical_outputs(model, images, tmp_path):
+    save_release(model, tmp_path, "t", "nothing", half=False)
+    (before,), (after,) = (m.predict(images[:1], QUERIES[:1], 15) for m in (model, load_release(tmp_path)))
+    assert before.text == after.text
+    np.testing.assert_array_equal(before.probability, after.probability)
+    names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert names <= {".safetensors", ".json", ".md", ".jinja"}, "a release must not hold a pickle"
+    assert "Not a medical device" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+        (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]), "damaged"),
+        (lambda d: (d / "config.json").write_text("{"), "not JSON"),
+        (lambda d: (d / "config.json").write_text("[]"), "not a release"),
+        (lambda d: edit(d, lambda c: c.update(format="other")), "not a release"),
+        (lambda d: edit(d, lambda c: c["core_seg"].update(backdoor="os.system")), "backdoor is not known"),
+        (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(layers="two")), "layers is 'two', not int"),
+        (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(layers=3)), "do not fit"),
+        (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(model="../../etc")), "cannot be loaded"),
+    ],
+)
+def test_a_damaged_or_foreign_release_is_refused_with_one_sentence(model, tmp_path, damage, message):
+    save_release(model, tmp_path, "t", "nothing")
+    damage(tmp_path)
+    with pytest.raises(ReleaseError, match=message) as error:
+        load_release(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def edit(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
