@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 
 from lab.errors import LabError
@@ -40,14 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     run = command(arguments)
     if run is None:
-        print(f"core-seg: no command '{arguments[0]}'; see core-seg --help", file=sys.stderr)
+        print(f"core-seg: no command '{' '.join(arguments[:2])}'; see core-seg --help", file=sys.stderr)
         return 2
     try:
         run()
     except KeyboardInterrupt:
         return 130
-    except LabError as error:
+    except (LabError, OSError) as error:
         print(f"core-seg: {error}", file=sys.stderr)
+        return 2
+    except ArgumentError as error:
+        words = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
+        print(f"core-seg {words}: {' '.join(str(error).split())}; see core-seg {words} --help", file=sys.stderr)
         return 2
     return 0
 

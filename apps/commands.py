@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
@@ -16,22 +17,22 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     def run() -> None:
         from jsonargparse import ArgumentParser
 
-        parser = ArgumentParser(prog=f"core-seg {' '.join(arguments[:words])}", description=function.__doc__)
+        parser = ArgumentParser(prog=f"core-seg {' '.join(arguments[:words])}", exit_on_error=False)
         parser.add_function_arguments(function, as_positional=True)
-        function(**parser.instantiate_classes(parser.parse_args(arguments[words:])))
+        switches = {f"--{name}" for name, kind in function.__annotations__.items() if kind is bool}
+        typed = [f"{word}=true" if word in switches else word for word in arguments[words:]]
+        function(**parser.instantiate_classes(parser.parse_args(typed)))
 
     return run
 
 
-def segment(
-    image: Path, query: str = "Locate and segment the lesion.", release: Path = Path(), out: Path = Path("out")
-):
+def segment(image: Path, *, release: Path, query: str = "Locate and segment the lesion.", out: Path = Path("out")):
     """Ask a release about one image; writes NAME_mask.png, NAME_overlay.png and NAME.json.
 
     Args:
         image: PNG, JPEG or TIFF.
-        query: What to look for.
         release: Folder that core-seg release wrote.
+        query: What to look for.
         out: Folder for the results.
     """
     import json
@@ -71,12 +72,12 @@ def segment(
 
 
 def evaluate(
-    model: Path, manifest: Path, split: str = "test", out: Path = Path("out"), swapped: bool = False, limit: int = 0
+    model: Path, *, manifest: Path, split: str = "test", out: Path = Path("out"), swapped: bool = False, limit: int = 0
 ):
     """Score a release (or a stage-0 checkpoint, which is given the true boxes) on a split of a manifest.
 
     Args:
-        model: Folder of a release, or runs/<stage 0>/checkpoints/best.ckpt.
+        model: Folder of a release, or checkpoints/best.ckpt of a stage-0 run.
         manifest: manifest.jsonl.
         split: train, val or test.
         out: Folder for evaluation.json, evaluation.md, cases.csv and cases.png.
@@ -95,7 +96,8 @@ def evaluate(
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
         raise LabError(f"{manifest}: no record has split '{split}'; name another split")
-    records = records[:: max(1, len(records) // limit)][:limit] if limit else records
+    if 0 < limit < len(records):
+        records = [records[place * len(records) // limit] for place in range(limit)]
     about = {"model": model.name, "manifest": "/".join(manifest.parts[-2:]), "split": split} | machine()
     if model.suffix == ".ckpt":
         segmenter = segmenter_from_checkpoint(model)
@@ -133,7 +135,7 @@ def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: 
     """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
 
     Args:
-        checkpoint: runs/<name>/checkpoints/best.ckpt of stage 1.
+        checkpoint: checkpoints/best.ckpt of a stage-1 run.
         folder: Where to.
         title: Title of the model card.
         data: What the model was trained on, for the card.
@@ -144,7 +146,9 @@ def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: 
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 
-def synthesize(out: Path, n: int = 1000, seed: int = 0, kind: str = "plain", size: int = 256):
+def synthesize(
+    out: Path, n: int = 1000, seed: int = 0, kind: Literal["plain", "reason", "track"] = "plain", size: int = 256
+):
     """Write synthetic lesions with their manifest.
 
     Args:
@@ -158,8 +162,8 @@ def synthesize(out: Path, n: int = 1000, seed: int = 0, kind: str = "plain", siz
     from lab.data.synthetic import write_plain
     from lab.errors import LabError
 
-    if kind not in ("plain", "reason", "track"):
-        raise LabError(f"--kind {kind} is unknown; use plain, reason or track")
+    if n < 1 or size < 64:
+        raise LabError(f"--n {n} --size {size}: there must be at least 1 image of at least 64 pixels; change them")
     if kind == "track":
         path = write_reason_track(out, size)
     else:
@@ -181,7 +185,7 @@ def check(manifest: Path):
     print(f"{len(records)} records, all well")
 
 
-def sheet(out: Path, seed: int = 0, kind: str = "plain"):
+def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):
     """Draw a contact sheet of synthetic lesions.
 
     Args:

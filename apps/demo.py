@@ -48,7 +48,7 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     part(
         "4/5 the release", release / "config.json", ["release", str(checkpoint), str(release), "--title=CORE-Seg demo"]
     )
-    evaluation = ["evaluate", str(release), str(manifest), f"--limit={EVALUATED}", f"--out={FOLDER / 'evaluation'}"]
+    evaluation = ["evaluate", str(release), f"--manifest={manifest}", f"--limit={EVALUATED}", f"--out={FOLDER / 'evaluation'}"]
     part("5/5 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
     if page:
         from apps.page import launch
@@ -110,7 +110,13 @@ def core_seg(*arguments: str) -> None:
     Raises:
         LabError: When it fails; its own message is above.
     """
-    if code := subprocess.run([sys.executable, "-m", "lab", *arguments]).returncode:
+    process = subprocess.Popen([sys.executable, "-m", "lab", *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it has the Ctrl-C too, and saves
+        raise
+    if code:
         raise LabError(f"'core-seg {arguments[0]}' ended with code {code}; see above, then run the demo again to go on")
 
 

@@ -1,14 +1,16 @@
 """`core-seg fit | validate | test | predict`: LightningCLI, with a run folder that everything else reads."""
 
-import sys
+import shlex
 from pathlib import Path
 
 import lightning as L
-import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lab.errors import LabError
+from lab.model.release import read_checkpoint
 from modules.callbacks import JsonlLogger, RunKeeper, RunProgress, checkpoints
 
 PLACES = {"cache", "segmenter_checkpoint"}
@@ -19,42 +21,56 @@ class LabCLI(LightningCLI):
     """LightningCLI whose run lives in `runs/NAME/` and resumes there."""
 
     folder: Path
+    typed: list[str]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str, default="", help="Folder of the run under runs/; default: of the config."
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.typed = args
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters silently beat the flags; see `check_hyperparameters`."""
 
     def before_instantiate_classes(self) -> None:
-        self.folder = Path("runs") / self.config[self.subcommand]["name"]
-
-    def instantiate_trainer(self, **kwargs) -> L.Trainer:
-        again = f"core-seg {' '.join(a for a in sys.argv[1:] if a != 'last' and not a.startswith('--ckpt_path'))}"
-        callbacks = [RunKeeper(self.folder, f"{again} --ckpt_path last"), RunProgress(), *checkpoints(self.folder)]
-        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-        logger = [JsonlLogger(self.folder), TensorBoardLogger(self.folder, name="", version="tensorboard")]
-        return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
-
-    def before_fit(self) -> None:
-        path = self.config.fit.ckpt_path
-        if path:
-            check_hyperparameters(self.model, Path(path))
+        settings = self.config[self.subcommand]
+        settings.name = settings.name or default_name(settings.config)
+        self.folder = Path("runs") / settings.name
+        settings.weights_only = True
+        if path := settings.ckpt_path:
+            path = self.folder / "checkpoints" / f"{path}.ckpt" if path in ("last", "best") else Path(path)
+            if not path.is_file():
+                raise LabError(f"nothing to go on from: '{path}' does not exist; check --ckpt_path and --name")
+            settings.ckpt_path = str(path)
+        elif self.subcommand != "fit":
+            raise LabError(f"core-seg {self.subcommand} needs a trained model; add --ckpt_path best, last or a path")
         elif (self.folder / "checkpoints" / "last.ckpt").exists():
             raise LabError(
                 f"run '{self.folder}' already has a checkpoint; resume it with --ckpt_path last, or give another --name"
             )
 
+    def instantiate_trainer(self, **kwargs) -> L.Trainer:
+        callbacks = [RunKeeper(self.folder, resume_command(self.typed)), RunProgress(), *checkpoints(self.folder)]
+        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        logger = [JsonlLogger(self.folder), TensorBoardLogger(self.folder, name="", version="tensorboard")]
+        return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if path := self.config[self.subcommand].ckpt_path:
+            check_hyperparameters(self.model, Path(path))
+
 
 def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
-    """Refuse to resume with other hyper-parameters than the checkpoint's, which would be followed in part only.
+    """Refuse to go on with other hyper-parameters than the checkpoint's, which would be followed in part only.
 
     Raises:
-        LabError: Naming each hyper-parameter with both values.
+        LabError: Naming each hyper-parameter with both values; or for a file that is not a checkpoint of ours.
     """
-    saved = flat(torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters", {}))
+    saved = flat(read_checkpoint(path)["hyper_parameters"])
     here = flat(dict(model.hparams))
     differing = [
         f"{name} is {here.get(name)} here and {saved.get(name)} in the checkpoint"
@@ -80,44 +96,43 @@ def run_training(arguments: list[str]) -> None:
 
     Args:
         arguments: As typed after `core-seg`.
+
+    Raises:
+        ArgumentError: For flags and configurations that do not parse.
+        LabError: For what else a user can mend.
+        KeyboardInterrupt: After an interruption that has been seen to.
     """
-    subcommand, *rest = arguments
-    name = option(rest, "--name") or default_name(option(rest, "-c") or option(rest, "--config"))
-    last = Path("runs") / name / "checkpoints" / "last.ckpt"
-    if option(rest, "--ckpt_path") == "last" and not last.is_file():
-        raise LabError(f"nothing to resume: '{last}' does not exist; leave out --ckpt_path to start")
-    rest = [f"--ckpt_path={last}" if a == "--ckpt_path=last" else a for a in rest]
-    rest = [str(last) if a == "last" and b == "--ckpt_path" else a for b, a in zip(["", *rest], rest)]
-    path = option(rest, "--ckpt_path")
-    if path and not Path(path).is_file():
-        raise LabError(f"checkpoint '{path}' does not exist; check --ckpt_path")
-    if not ({"-h", "--help", "--print_config"} & {a.split("=")[0] for a in rest}):
-        rest += [f"--name={name}", "--weights_only=true"]
-    LabCLI(
-        args=[subcommand, *rest],
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        model_class=L.LightningModule,
-        datamodule_class=L.LightningDataModule,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"config_filename": f"config_{subcommand}.yaml", "overwrite": True},
-        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": -1},
-        seed_everything_default=0,
-    )
+    subcommand = arguments[0]
+    try:
+        LabCLI(
+            args=arguments,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"config_filename": f"config_{subcommand}.yaml", "overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": -1},
+            parser_kwargs={"prog": "core-seg", "exit_on_error": False, subcommand: {"exit_on_error": False}},
+            seed_everything_default=0,
+        )
+    except MisconfigurationException as error:
+        raise LabError(f"{' '.join(str(error).split())}; change the configuration") from None
+    except SIGTERMException:
+        raise KeyboardInterrupt from None
 
 
-def option(arguments: list[str], name: str) -> str:
-    """The last value given to an option as `--name value` or `--name=value`; empty when it is not given."""
-    value = ""
-    for place, argument in enumerate(arguments):
-        if argument == name and place + 1 < len(arguments):
-            value = arguments[place + 1]
-        elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
-    return value
+def resume_command(typed: list[str]) -> str:
+    """What to type to go on with a run that was started with these arguments."""
+    kept = [
+        word
+        for before, word in zip(["", *typed], typed)
+        if before != "--ckpt_path" and word.partition("=")[0] != "--ckpt_path"
+    ]
+    return f"core-seg {shlex.join(kept)} --ckpt_path last"
 
 
-def default_name(config: str) -> str:
+def default_name(configs: list | None) -> str:
     """configs/tiny/sft.yaml gives tiny-sft."""
-    path = Path(config)
-    return "-".join(part for part in (path.parent.name, path.stem) if part) or "run"
+    path = Path(str(configs[-1])) if configs else Path("run")
+    return "-".join(part for part in (path.parent.name, path.stem) if part)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class JsonlLogger(Logger):
@@ -66,10 +69,30 @@ class JsonlLogger(Logger):
 
 
 class RunKeeper(L.Callback):
-    """Rewinds the metrics at a resume, and saves `last.ckpt` when a run is interrupted."""
+    """Rewinds the metrics at a resume, and saves `last.ckpt` when a run is interrupted.
+
+    Ctrl-C is turned into SIGTERM, which Lightning heeds between two steps: what is saved then is a whole step, so that
+    the resumed run equals an unbroken one. A second Ctrl-C stops at once and saves nothing.
+    """
 
     def __init__(self, folder: Path | str, resume_command: str) -> None:
         self.last, self.resume_command = Path(folder) / "checkpoints" / "last.ckpt", resume_command
+        self.process = os.getpid()
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.before)
+
+    def _interrupt(self, *_: Any) -> None:
+        if os.getpid() != self.process:
+            return  # a data loading process, which the main one ends
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+        signal.raise_signal(signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
@@ -77,8 +100,8 @@ class RunKeeper(L.Callback):
                 logger.rewind(trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        if not trainer.training or isinstance(exception, Exception):
-            return  # a bug: the last regular checkpoint is the one to trust
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
+            return  # after a bug, or in the middle of a step, the last regular checkpoint is the one to trust
         trainer.save_checkpoint(self.last)
         print(f"\nStopped at step {trainer.global_step} and saved. Go on with: {self.resume_command}", file=sys.stderr)
 

@@ -35,6 +35,7 @@ class Sft(L.LightningModule):
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
         max_new_tokens: Where a sampled answer is cut.
+        bf16: Train with bfloat16 autocast (2 times faster on a CPU with AVX-512 BF16); weights and losses stay float32.
     """
 
     stage = "sft"
@@ -54,6 +55,7 @@ class Sft(L.LightningModule):
         warmup_steps: int = 100,
         total_steps: int = 3000,
         max_new_tokens: int = 200,
+        bf16: bool = True,
     ) -> None:
         super().__init__()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}
@@ -81,14 +83,16 @@ class Sft(L.LightningModule):
         prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         if self.learns_from_own_text():
-            own = reasoner.generate(
-                prompts, encoded.features, self.hparams.max_new_tokens, temperature=1.0, seed=self.global_step
-            )
-            output = self.core_seg(encoded, prompts, own)
+            with self.autocast():
+                own = reasoner.generate(
+                    prompts, encoded.features, self.hparams.max_new_tokens, temperature=1.0, seed=self.global_step
+                )
+                output = self.core_seg(encoded, prompts, own)
             loss = seg_loss = self.seg_loss(output, batch["target"])
             self.log("train/own_seg_loss", seg_loss, prog_bar=True)
         else:
-            output = self.core_seg(encoded, prompts, completions)
+            with self.autocast():
+                output = self.core_seg(encoded, prompts, completions)
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
             text_loss = F.cross_entropy(output.logits.float(), labels)
             seg_loss = self.seg_loss(output, batch["target"])
@@ -96,6 +100,9 @@ class Sft(L.LightningModule):
             self.log_dict({"train/text_loss": text_loss, "train/seg_loss": seg_loss}, prog_bar=True)
         self.log("train/loss", loss)
         return loss
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)
 
     def learns_from_own_text(self) -> bool:
         """Decided by the step alone, so that a resumed run decides the same."""
@@ -108,8 +115,8 @@ class Sft(L.LightningModule):
         """DiceCE over the rows that drew a mask; zero, with a gradient path, where none did."""
         if len(output.mask_rows) == 0:
             return 0.0 * output.logits.sum()
-        target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(output.mask_logits)
-        return self.loss(output.mask_logits[:, None], target[:, None])
+        target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(self.device)
+        return self.loss(output.mask_logits[:, None].float(), target[:, None])
 
     @torch.no_grad()
     def encode(self, batch: dict[str, list]) -> Encoded:

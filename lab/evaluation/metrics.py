@@ -23,9 +23,8 @@ def dice_iou(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoUs (min(N, M),) of the Hungarian matching of boxes (N, 4) and (M, 4) xyxy: the one with the largest sum."""
-    overlaps = box_iou(
-        torch.as_tensor(predicted, dtype=torch.float32), torch.as_tensor(truth, dtype=torch.float32)
-    ).numpy()
+    boxes = [torch.from_numpy(np.ascontiguousarray(rows, np.float32)) for rows in (predicted, truth)]
+    overlaps = box_iou(*boxes).numpy()
     return overlaps[linear_sum_assignment(overlaps, maximize=True)]
 
 

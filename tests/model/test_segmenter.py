@@ -1,4 +1,4 @@
-"""Without these our batched mask decoder could differ from segment-anything's, and real SAM weights would mean nothing."""
+"""Without these our mask decoder could differ from segment-anything's, and real SAM weights would mean nothing."""
 
 import pytest
 import torch

@@ -1,0 +1,59 @@
+"""Without these the figures in the README would not mean what their names say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.metrics import compute_dice, compute_iou
+from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+
+from lab.evaluation.metrics import bootstrap_interval, box_f1, dice_iou, match_boxes, summarise
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dice_and_iou_are_those_of_monai_and_torchmetrics(seed):
+    rng = np.random.default_rng(seed)
+    predicted, truth = rng.random((2, 40, 30)) < rng.uniform(0.05, 0.6, (2, 1, 1))
+    dice, iou = dice_iou(predicted, truth)
+    p, t = (torch.from_numpy(mask)[None, None] for mask in (predicted, truth))
+    assert dice == pytest.approx(compute_dice(p, t).item(), abs=1e-6)
+    assert iou == pytest.approx(compute_iou(p, t).item(), abs=1e-6)
+    assert dice == pytest.approx(binary_f1_score(p.int(), t.int()).item(), abs=1e-6)
+    assert iou == pytest.approx(binary_jaccard_index(p.int(), t.int()).item(), abs=1e-6)
+
+
+def test_both_empty_is_right_and_one_empty_is_wrong():
+    empty, some = np.zeros((4, 4), bool), np.eye(4, dtype=bool)
+    assert dice_iou(empty, empty) == (1, 1) and dice_iou(empty, some) == dice_iou(some, empty) == (0, 0)
+
+
+def test_boxes_are_matched_one_to_one_for_the_largest_sum():
+    true = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
+    assert box_f1(true[::-1], true) == 1
+    assert box_f1(true[:1], true) == pytest.approx(2 / 3)
+    assert box_f1(np.vstack([true, true]), true) == pytest.approx(2 / 3)  # a second box on one lesion is a false one
+    assert box_f1(true + 8, true) == 0
+    assert box_f1(np.zeros((0, 4)), np.zeros((0, 4))) == 1 and box_f1(true, np.zeros((0, 4))) == 0
+    half = np.array([[0, 0, 10, 5]])
+    np.testing.assert_allclose(match_boxes(half, true), [0.5])
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100():
+    covered = 0
+    for seed in range(60):
+        low, high = bootstrap_interval(np.random.default_rng(seed).beta(2, 1, 80), seed)
+        covered += low <= 2 / 3 <= high
+    assert 50 <= covered <= 60
+
+
+def test_the_summary_is_a_mean_over_images_and_counts_every_failure():
+    frame = pd.DataFrame(
+        {"dice": [1.0, 0.0, 0.5], "iou": [1.0, 0.0, 1 / 3], "failed": [False, True, False]}
+        | {name: ["a", "a", "b"] for name in ("source", "modality", "anatomy")}
+        | {"box_f1": [1.0, 0.0, 0.5], "claims": [4, 0, 6], "claims_true": [4, 0, 1]}
+    )
+    summary = summarise(frame)
+    overall = summary["overall"]
+    assert (overall["mDice"], overall["failure_rate"], overall["n"]) == (0.5, 0.3333, 3)
+    assert overall["faithfulness"] == 0.5 and summary["by"]["source"]["b"]["mDice"] == 0.5
+    assert "box_f1" not in summarise(frame.drop(columns=["box_f1", "claims", "claims_true"]))["overall"]

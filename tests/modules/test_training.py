@@ -1,0 +1,122 @@
+"""Without these a run that was stopped could not be trusted: its losses, its metrics or its cache would differ."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from apps.cli import main
+from lab.data.reason import write_reason
+from lab.model.release import core_seg_from_checkpoint, segmenter_from_checkpoint
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory):
+    """Eight synthetic images that are asked about in two ways or more; the last two are for validation."""
+    return write_reason(tmp_path_factory.mktemp("lesions"), 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+
+
+def flags(stage, lesions, name, *more, steps=STEPS, per_epoch=3):
+    core = "core_seg." if stage == "sft" else ""
+    part = f'[{{"manifest": "{lesions}", "per_batch": 4, "queries_per_image": 2}}]'
+    arguments = ["fit", "-c", str(ROOT / "configs" / "tiny" / f"{stage}.yaml"), f"--name={name}"]
+    arguments += [f"--data.init_args.train={part}", f"--data.init_args.val={lesions}", "--data.init_args.num_workers=0"]
+    arguments += [f"--data.init_args.steps_per_epoch={per_epoch}", f"--trainer.max_steps={steps}"]
+    arguments += ["--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
+    arguments += [f"--model.init_args.total_steps={STEPS}", f"--model.init_args.{core}segmenter.image_size=64"]
+    if stage == "sft":
+        arguments += [
+            "--model.init_args.core_seg.reasoner.image_size=64",
+            "--model.init_args.segmenter_checkpoint=null",
+        ]
+        arguments += ["--model.init_args.cache=cache", "--model.init_args.max_new_tokens=8"]
+        arguments += ["--model.init_args.own_text_after=2", "--model.init_args.core_seg.reasoner.layers=1"]
+    return [*arguments, *more]
+
+
+def metrics(name):
+    """(step, loss) of every training line, as written."""
+    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    key = "train/loss" if any("train/loss" in line for line in lines) else "train/seg_loss"
+    return [(line["step"], line[key]) for line in lines if key in line]
+
+
+@pytest.mark.parametrize("stage", ["segmenter", "sft"])
+def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypatch):
+    """Losses to 6 digits, and no metric lost or written twice."""
+    monkeypatch.chdir(tmp_path)
+    assert main(flags(stage, lesions, "whole")) == 0
+    assert main(flags(stage, lesions, "broken", steps=3)) == 0
+    assert main(flags(stage, lesions, "broken", "--ckpt_path=last")) == 0
+    whole, broken = metrics("whole"), metrics("broken")
+    assert [step for step, _ in broken] == [step for step, _ in whole] == list(range(STEPS))
+    for (_, one), (_, other) in zip(whole, broken):
+        assert one == pytest.approx(other, abs=1e-6)
+    ours, theirs = (
+        torch.load(f"runs/{n}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in ("whole", "broken")
+    )
+    for name, weights in ours.items():
+        torch.testing.assert_close(weights, theirs[name], msg=name)
+    load = segmenter_from_checkpoint if stage == "segmenter" else core_seg_from_checkpoint
+    load("runs/whole/checkpoints/best.ckpt")
+
+
+def test_a_second_epoch_never_runs_an_encoder(lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, "cached", "--model.init_args.views=1", steps=9)) == 0
+    encoded = [
+        json.loads(line)["train/encoded"]
+        for line in Path("runs/cached/metrics.jsonl").read_text().splitlines()
+        if "train/encoded" in line
+    ]
+    assert sum(encoded[:3]) > 0 and sum(encoded[3:]) == 0  # 3 steps of 2 images see all 6
+    stored = list(Path("cache").rglob("*.safetensors"))
+    assert len(stored) == 6  # one an image, however many queries
+    assert main(flags("sft", lesions, "again", "--model.init_args.views=1", steps=3)) == 0
+    assert len(list(Path("cache").rglob("*.safetensors"))) == 6
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(lesions, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lab"]
+    long = flags("segmenter", lesions, "killed", steps=600, per_epoch=2)
+    process = subprocess.Popen(
+        [*command, *long], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    log, last = (tmp_path / "runs" / "killed" / name for name in ("metrics.jsonl", "checkpoints/last.ckpt"))
+    deadline = time.monotonic() + 120
+    while not (last.exists() and len(log.read_text().splitlines()) > 8) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = torch.load(last, weights_only=True)["global_step"]
+    assert saved >= 2
+    again = [*flags("segmenter", lesions, "killed", steps=saved + 2, per_epoch=2), "--ckpt_path=last"]
+    subprocess.run([*command, *again], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "train/seg_loss" in line]
+    assert steps == list(range(saved + 2))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(lesions, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lab", *flags("segmenter", lesions, "stopped", steps=600, per_epoch=600)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    log, last = (tmp_path / "runs" / "stopped" / name for name in ("metrics.jsonl", "checkpoints/last.ckpt"))
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert "--ckpt_path last" in said.decode() and process.returncode != 0
+    assert torch.load(last, weights_only=True)["global_step"] >= 3
