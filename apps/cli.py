@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the command that needs it is known."""
 
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ArgumentError as error:
         words = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
-        print(f"core-seg {words}: {' '.join(str(error).split())}; see core-seg {words} --help", file=sys.stderr)
+        print(f"core-seg {words}: {sentence(error)}; see core-seg {words} --help", file=sys.stderr)
         return 2
     return 0
 
@@ -66,3 +67,11 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
     from apps import commands
 
     return commands.find(arguments)
+
+
+def sentence(error: ArgumentError) -> str:
+    """What jsonargparse says over many lines, in one and without its types."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", text)
+    text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)
+    return re.sub(r"<class '([\w.]+)'>", r"\1", re.sub(r'Parser key "([^"]*)":', r"\1:", text))

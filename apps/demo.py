@@ -48,7 +48,13 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     part(
         "4/5 the release", release / "config.json", ["release", str(checkpoint), str(release), "--title=CORE-Seg demo"]
     )
-    evaluation = ["evaluate", str(release), f"--manifest={manifest}", f"--limit={EVALUATED}", f"--out={FOLDER / 'evaluation'}"]
+    evaluation = [
+        "evaluate",
+        str(release),
+        f"--manifest={manifest}",
+        f"--limit={EVALUATED}",
+        f"--out={FOLDER / 'evaluation'}",
+    ]
     part("5/5 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
     if page:
         from apps.page import launch

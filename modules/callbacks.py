@@ -46,6 +46,7 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}  # one off after a resume
         line = json.dumps({"step": step, "time": round(time.time(), 2), **metrics})
         with self.path.open("a") as file:
             file.write(line + "\n")
@@ -98,6 +99,10 @@ class RunKeeper(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
                 logger.rewind(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning 2.6.6 counts one step too many in the logs after a resume from a checkpoint of an epoch's end
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":

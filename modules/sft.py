@@ -127,7 +127,7 @@ class Sft(L.LightningModule):
             pixels = torch.stack([batch["pixels"][row] for row in missing])
             computed = self.core_seg.encode(pixels.to(self.device))
             for place, row in enumerate(missing):
-                rows[row] = {"embeddings": computed.embeddings[place], "features": computed.features[place]}
+                rows[row] = {name: tensor[place].half() for name, tensor in computed._asdict().items()}  # as cached
                 if self.cache:
                     self.cache.store(batch["pixels"][row], rows[row])
         self.log("train/encoded", float(len(missing)), on_step=True)

@@ -52,14 +52,14 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (record index, item seed), where the item seed drives the augmentation of that draw.
 
     Every part is walked in its own endless shuffled order, so that no image of it repeats before all have been seen.
-    Indices run over the records of all parts, one part after the other. Several ranks take turns at the batches.
+    Indices run over the records of all parts, one part after the other. Several ranks take turns at the batches. Each
+    iteration is what is left of an epoch, from `first_step` on: Lightning's count of epochs is one off after a resume.
     """
 
     def __init__(
         self, parts: list[tuple[Part, list[Record]]], steps_per_epoch: int, seed: int, first_step: int = 0
     ) -> None:
-        self.steps_per_epoch, self.seed, self.epoch = steps_per_epoch, seed, 0
-        self.skip = first_step % steps_per_epoch  # of the epoch that a resumed run was stopped in
+        self.steps_per_epoch, self.seed, self.step = steps_per_epoch, seed, first_step
         self.parts = []
         offset = 0
         for part, records in parts:
@@ -80,18 +80,14 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
             self.parts.append((part, [[offset + index for index in group] for group in groups]))
             offset += len(records)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch, a resumed one included."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        first = self.epoch * self.steps_per_epoch
-        skip, self.skip = self.skip, 0
-        for step in range(first + skip, first + self.steps_per_epoch):
+        first = self.step
+        self.step = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
+        for step in range(first, self.step):
             yield self.batch(step * world + rank)
 
     def batch(self, number: int) -> list[tuple[int, int]]:
