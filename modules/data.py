@@ -52,7 +52,7 @@ class Lesions(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         parts = [(part, split_of(part.manifest, part.split)) for part in self.train]
         dataset: Dataset = self.trainer.lightning_module.training_data([record for _, rs in parts for record in rs])
-        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, self.trainer.global_step)
+        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, lambda: self.trainer.global_step)
         return self._loader(dataset, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:

@@ -1,7 +1,7 @@
 """Which records make up a training batch, as a pure function of seed, epoch and step: a resumed run draws the same."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +53,13 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
 
     Every part is walked in its own endless shuffled order, so that no image of it repeats before all have been seen.
     Indices run over the records of all parts, one part after the other. Several ranks take turns at the batches. Each
-    iteration is what is left of an epoch, from `first_step` on: Lightning's count of epochs is one off after a resume.
+    iteration is what is left of an epoch from the run's `step()` on; Lightning's epochs are one off after a resume.
     """
 
     def __init__(
-        self, parts: list[tuple[Part, list[Record]]], steps_per_epoch: int, seed: int, first_step: int = 0
+        self, parts: list[tuple[Part, list[Record]]], steps_per_epoch: int, seed: int, step: Callable[[], int]
     ) -> None:
-        self.steps_per_epoch, self.seed, self.step = steps_per_epoch, seed, first_step
+        self.steps_per_epoch, self.seed, self.step = steps_per_epoch, seed, step
         self.parts = []
         offset = 0
         for part, records in parts:
@@ -85,9 +85,8 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        first = self.step
-        self.step = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
-        for step in range(first, self.step):
+        first = self.step()
+        for step in range(first, (first // self.steps_per_epoch + 1) * self.steps_per_epoch):
             yield self.batch(step * world + rank)
 
     def batch(self, number: int) -> list[tuple[int, int]]:

@@ -1,11 +1,6 @@
 """Without these a run that was stopped could not be trusted: its losses, its metrics or its cache would differ."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,40 +78,3 @@ def test_a_second_epoch_never_runs_an_encoder(lesions, tmp_path, monkeypatch):
     assert len(stored) == 6  # one an image, however many queries
     assert main(flags("sft", lesions, "again", "--model.init_args.views=1", steps=3)) == 0
     assert len(list(Path("cache").rglob("*.safetensors"))) == 6
-
-
-def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(lesions, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lab"]
-    long = flags("segmenter", lesions, "killed", steps=600, per_epoch=2)
-    process = subprocess.Popen(
-        [*command, *long], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    log, last = (tmp_path / "runs" / "killed" / name for name in ("metrics.jsonl", "checkpoints/last.ckpt"))
-    deadline = time.monotonic() + 120
-    while not (last.exists() and len(log.read_text().splitlines()) > 8) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    saved = torch.load(last, weights_only=True)["global_step"]
-    assert saved >= 2
-    again = [*flags("segmenter", lesions, "killed", steps=saved + 2, per_epoch=2), "--ckpt_path=last"]
-    subprocess.run([*command, *again], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "train/seg_loss" in line]
-    assert steps == list(range(saved + 2))
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(lesions, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lab", *flags("segmenter", lesions, "stopped", steps=600, per_epoch=600)]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    log, last = (tmp_path / "runs" / "stopped" / name for name in ("metrics.jsonl", "checkpoints/last.ckpt"))
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) > 3) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert "--ckpt_path last" in said.decode() and process.returncode != 0
-    assert torch.load(last, weights_only=True)["global_step"] >= 3
