@@ -26,6 +26,7 @@ QUERIES = (
     "Find the lesion with the blurred margin and outline it.",
     "Segment the larger of the dark ones.",
 )
+FILES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_QUERY = 300
 """Characters."""
 
@@ -75,10 +76,7 @@ def build(model: CoreSeg, table: pd.DataFrame, examples: list[list[str]]) -> gr.
             raise gr.Error("Choose an image first.")
         if not query.strip() or len(query) > MAX_QUERY:
             raise gr.Error(f"Write a query of 1 to {MAX_QUERY} characters.")
-        try:
-            image = read_image(path)
-        except LabError as error:
-            raise gr.Error(str(error).replace(str(path), Path(path).name)) from None
+        image = read(path)
         start, text = time.perf_counter(), ""
         for text in model.stream(image, query):
             yield plain(text), None, "Reasoning ..."
@@ -90,7 +88,9 @@ def build(model: CoreSeg, table: pd.DataFrame, examples: list[list[str]]) -> gr.
         gr.Markdown(f"# {TITLE}\n{NOTICE}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", label="Image (PNG, JPEG, TIFF)", height=360)
+                # a file, not gr.Image: that would decode whatever is sent before its size is known
+                image = gr.File(file_types=list(FILES), type="filepath", label="Image (PNG, JPEG, TIFF)", height=110)
+                preview = gr.Image(interactive=False, format="png", height=300, label="What the model sees")
                 query = gr.Dropdown(list(QUERIES), value=QUERIES[0], allow_custom_value=True, label="Query")
                 with gr.Row():
                     run, stop = gr.Button("Segment", variant="primary"), gr.Button("Stop")
@@ -103,9 +103,18 @@ def build(model: CoreSeg, table: pd.DataFrame, examples: list[list[str]]) -> gr.
         if not table.empty:
             gr.Markdown("## How good is this model?\nOn its test split, rates in 0..1.")
             gr.Dataframe(table, interactive=False)
+        image.change(lambda path: read(path) if path else None, image, preview, api_visibility="private")
         event = run.click(answer, [image, query], [reasoning, seen, said], concurrency_limit=1, api_name="segment")
         stop.click(None, cancels=[event], api_visibility="private")
     return page.queue(max_size=20)
+
+
+def read(path: str) -> np.ndarray:
+    """An uploaded image; what is wrong with it is said with the name that the visitor gave it."""
+    try:
+        return read_image(path)
+    except LabError as error:
+        raise gr.Error(str(error).replace(str(path), Path(path).name)) from None
 
 
 def plain(text: str) -> str:
@@ -124,7 +133,12 @@ def launch(release: Path, port: int, block: bool = True, examples: list[list[str
     page = build(load_release(release), figures(release), examples or [])
     allowed = [str(Path(row[0]).parent) for row in examples or []]
     _, url, _ = page.launch(
-        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, allowed_paths=allowed
+        server_name="127.0.0.1",
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        allowed_paths=allowed,
+        show_error=True,
     )
     print(f"Open {url} (Ctrl-C ends it)", flush=True)
     if block:
