@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lab.errors import LabError
 from lab.model.release import read_checkpoint
-from modules.callbacks import JsonlLogger, RunKeeper, RunProgress, checkpoints
+from modules.callbacks import JsonlLogger, PredictionFiles, RunKeeper, RunProgress, checkpoints
 
 PLACES = {"cache", "segmenter_checkpoint"}
 """Hyper-parameters that say where something lies; they may change between a run and its resumption."""
@@ -53,7 +53,8 @@ class LabCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
-        callbacks = [RunKeeper(self.folder, resume_command(self.typed)), RunProgress(), *checkpoints(self.folder)]
+        callbacks = [RunKeeper(self.folder, resume_command(self.typed)), RunProgress(), PredictionFiles(self.folder)]
+        callbacks += checkpoints(self.folder)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         logger = [JsonlLogger(self.folder), TensorBoardLogger(self.folder, name="", version="tensorboard")]
         return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)

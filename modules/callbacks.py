@@ -10,7 +10,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -109,6 +111,26 @@ class RunKeeper(L.Callback):
             return  # after a bug, or in the middle of a step, the last regular checkpoint is the one to trust
         trainer.save_checkpoint(self.last)
         print(f"\nStopped at step {trainer.global_step} and saved. Go on with: {self.resume_command}", file=sys.stderr)
+
+
+class PredictionFiles(L.Callback):
+    """`core-seg predict` leaves `predictions/`: a mask PNG for each record, and a line about it."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder) / "predictions"
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "predictions.jsonl").write_text("")
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        name = f"{batch_idx:06d}.png"
+        cv2.imwrite(str(self.folder / name), outputs["mask"].astype(np.uint8) * 255)
+        line = {key: value for key, value in outputs.items() if key != "mask"} | {"mask": name}
+        with (self.folder / "predictions.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 class RunProgress(TQDMProgressBar):

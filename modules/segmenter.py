@@ -76,9 +76,18 @@ class SegmenterModule(L.LightningModule):
         return loss
 
     def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        mask = self.segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))
-        dice, iou = dice_iou(mask, sample.mask)
-        self.log_dict({"val/mDice": dice, "val/mIoU": iou}, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log_scores("val", sample)
+
+    def test_step(self, sample: Sample, batch_idx: int) -> None:
+        self.log_scores("test", sample)
+
+    def predict_step(self, sample: Sample, batch_idx: int) -> dict:
+        return {"id": sample.record.id, "mask": self.segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))}
+
+    def log_scores(self, stage: str, sample: Sample) -> None:
+        """Dice and IoU of the union of the masks in the true boxes."""
+        dice, iou = dice_iou(self.predict_step(sample, 0)["mask"], sample.mask)
+        self.log_dict({f"{stage}/mDice": dice, f"{stage}/mIoU": iou}, prog_bar=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> dict:
         h = self.hparams

@@ -12,7 +12,7 @@ from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
 from lab.evaluation.metrics import dice_iou
-from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output, Prediction
 from lab.model.release import segmenter_from_checkpoint
 from modules.optimisation import adamw_warmup_cosine
 
@@ -134,10 +134,26 @@ class Sft(L.LightningModule):
         return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
 
     def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        (prediction,) = self.core_seg.predict([sample.image], [sample.record.query], self.hparams.max_new_tokens)
+        self.log_scores("val", sample)
+
+    def test_step(self, sample: Sample, batch_idx: int) -> None:
+        self.log_scores("test", sample)
+
+    def predict_step(self, sample: Sample, batch_idx: int) -> dict:
+        answer = self.ask(sample)
+        return {"id": sample.record.id, "text": answer.text, "boxes": answer.boxes.tolist(), "mask": answer.mask}
+
+    def ask(self, sample: Sample) -> Prediction:
+        """The greedy answer to the record's query."""
+        return self.core_seg.predict([sample.image], [sample.record.query], self.hparams.max_new_tokens)[0]
+
+    def log_scores(self, stage: str, sample: Sample) -> None:
+        """Dice, IoU and failure (Dice 0 or an invalid answer) of the greedy answer."""
+        prediction = self.ask(sample)
         dice, iou = dice_iou(prediction.mask, sample.mask) if prediction.has_mask else (0.0, 0.0)
-        scores = {"val/mDice": dice, "val/mIoU": iou, "val/failure_rate": float(dice == 0)}
-        self.log_dict(scores, prog_bar=True, batch_size=1, sync_dist=True)
+        scores = {"mDice": dice, "mIoU": iou, "failure_rate": float(dice == 0)}
+        named = {f"{stage}/{name}": score for name, score in scores.items()}
+        self.log_dict(named, prog_bar=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> dict:
         h = self.hparams

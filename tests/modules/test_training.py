@@ -61,6 +61,13 @@ def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypa
     )
     for name, weights in ours.items():
         torch.testing.assert_close(weights, theirs[name], msg=name)
+    flags_of_test = [word for word in flags(stage, lesions, "whole") if "max_steps" not in word]
+    for subcommand in ("validate", "test", "predict"):
+        more = ["--ckpt_path=best", "--data.init_args.test_split=val"]
+        assert main([subcommand, *flags_of_test[1:], *more]) == 0
+    predicted = Path("runs/whole/predictions/predictions.jsonl").read_text().splitlines()
+    masks = [Path("runs/whole/predictions", json.loads(line)["mask"]) for line in predicted]
+    assert predicted and all(mask.is_file() for mask in masks)
     load = segmenter_from_checkpoint if stage == "segmenter" else core_seg_from_checkpoint
     load("runs/whole/checkpoints/best.ckpt")
 
