@@ -30,6 +30,7 @@ class Sft(L.LightningModule):
         own_text: Share of steps whose masks are learnt from the model's own sampled answer, not the true one:
             under the true answer the `<seg>` state can read the boxes off the text, and need not heed the query.
         own_text_after: First step that may be such a step.
+        blind: Share of rows, on all other steps, whose `<seg>` token sees image and query but not the answer.
         learning_rate: Peak rate of AdamW.
         weight_decay: AdamW's decay.
         warmup_steps: Optimiser steps of linear warm-up.
@@ -49,7 +50,8 @@ class Sft(L.LightningModule):
         text_weight: float = 1.0,
         seg_weight: float = 1.0,
         own_text: float = 0.5,
-        own_text_after: int = 300,
+        own_text_after: int = 1500,
+        blind: float = 0.5,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
@@ -84,15 +86,14 @@ class Sft(L.LightningModule):
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         if self.learns_from_own_text():
             with self.autocast():
-                own = reasoner.generate(
-                    prompts, encoded.features, self.hparams.max_new_tokens, temperature=1.0, seed=self.global_step
-                )
+                visual, limit = self.core_seg.see(encoded), self.hparams.max_new_tokens
+                own = reasoner.generate(prompts, visual, limit, temperature=1.0, seed=self.global_step)
                 output = self.core_seg(encoded, prompts, own)
             loss = seg_loss = self.seg_loss(output, batch["target"])
             self.log("train/own_seg_loss", seg_loss, prog_bar=True)
         else:
             with self.autocast():
-                output = self.core_seg(encoded, prompts, completions)
+                output = self.core_seg(encoded, prompts, completions, self.blind_rows(len(prompts)))
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
             text_loss = F.cross_entropy(output.logits.float(), labels)
             seg_loss = self.seg_loss(output, batch["target"])
@@ -108,8 +109,14 @@ class Sft(L.LightningModule):
         """Decided by the step alone, so that a resumed run decides the same."""
         if self.global_step < self.hparams.own_text_after:
             return False
-        generator = torch.Generator().manual_seed(self.global_step)
-        return torch.rand(1, generator=generator).item() < self.hparams.own_text
+        return torch.rand(1, generator=self.generator()).item() < self.hparams.own_text
+
+    def blind_rows(self, number: int) -> list[bool]:
+        return (torch.rand(number, generator=self.generator()) < self.hparams.blind).tolist()
+
+    def generator(self) -> torch.Generator:
+        """Randomness of this step alone."""
+        return torch.Generator().manual_seed(self.global_step)
 
     def seg_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
         """DiceCE over the rows that drew a mask; zero, with a gradient path, where none did."""

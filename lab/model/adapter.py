@@ -41,6 +41,7 @@ class PromptAdapter(nn.Module):
         )
         self.to_slots = nn.Linear(hidden_size, config.slots * prompt_dim)
         self.queries = nn.Embedding(config.prompt_tokens, prompt_dim)
+        nn.init.normal_(self.queries.weight, std=0.02)  # the prompt starts as what the state says, not as a constant
         self.attention = nn.MultiheadAttention(prompt_dim, config.heads, batch_first=True)
         self.norm = nn.LayerNorm(prompt_dim)
         self.out = ResidualMlp(prompt_dim)

@@ -111,24 +111,40 @@ class CoreSeg(nn.Module):
         """Padded squares (B, S, S, 3) uint8 RGB through both encoders."""
         return Encoded(self.segmenter.encode(pixels), self.reasoner.encode(pixels))
 
-    def forward(self, encoded: Encoded, prompts: list[list[int]], completions: list[list[int]]) -> Output:
+    def see(self, encoded: Encoded) -> Tensor:
+        """Visual tokens (B, image_tokens, D) for the language model."""
+        return self.reasoner.see(encoded.features, encoded.embeddings)
+
+    def forward(
+        self,
+        encoded: Encoded,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        blind: list[bool] | None = None,
+    ) -> Output:
         """Teacher-forced pass over prompts and completions, padded on the right.
 
         Args:
             encoded: Of B images.
             prompts: B rows of `Reasoner.prompt_ids`.
             completions: B rows of `Reasoner.completion_ids`.
+            blind: Rows whose `<seg>` token must not attend to the completion before it, only to image and query: true
+                text gives the boxes away, and a mask learnt from it alone need not heed the query.
 
         Returns:
             Logits of the completion tokens and the masks of the first `<seg>` of each row that has one.
         """
         input_ids, mask = pad([p + c for p, c in zip(prompts, completions)], self.reasoner.pad_id, device=self.device)
-        hidden = self.reasoner(input_ids, mask, encoded.features)
         is_completion, _ = pad(
             [[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions)], 0, device=self.device
         )
-        logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
         is_seg = (input_ids == self.reasoner.seg_id) & (is_completion == 1)
+        hidden_from = None
+        if blind is not None:
+            of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
+            hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
+        hidden = self.reasoner(input_ids, mask, self.see(encoded), hidden_from)
+        logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
         rows = is_seg.any(1).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
         return Output(logits, self.masks(encoded.embeddings[rows], states), rows)
@@ -153,7 +169,7 @@ class CoreSeg(nn.Module):
         start = time.perf_counter()
         encoded, prompts = self._inputs(images, queries)
         completions = self.reasoner.generate(
-            prompts, encoded.features, max_new_tokens, temperature=temperature, seed=seed
+            prompts, self.see(encoded), max_new_tokens, temperature=temperature, seed=seed
         )
         return self._segment(images, encoded, prompts, completions, start)
 
@@ -168,7 +184,7 @@ class CoreSeg(nn.Module):
         """Yield the answer so far, token by token; `segment_text` of the last one gives its boxes and mask."""
         encoded, prompts = self._inputs([image], [query])
         ids: list[int] = []
-        for token in self.reasoner.stream(prompts, encoded.features, max_new_tokens, **sampling):
+        for token in self.reasoner.stream(prompts, self.see(encoded), max_new_tokens, **sampling):
             ids.append(int(token))
             yield self.reasoner.decode_text(ids)
 

@@ -1,11 +1,13 @@
 """The multimodal reasoning module: a vision language model that writes reasoning, boxes and one `<seg>` token."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -44,6 +46,8 @@ class ReasonerConfig:
     """Rank of LoRA on the attention projections; 0 trains the language model itself."""
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
+    scene_dim: int = 128
+    """Channels of the segmenter's embedding, which the small reasoner sees too, pooled to its own grid; 0: not."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -65,6 +69,7 @@ class Reasoner(nn.Module):
         hidden_size = text_model.config.hidden_size
         self.image_tokens = (config.image_size // 32) ** 2
         self.image_positions = nn.Parameter(0.02 * torch.randn(self.image_tokens, hidden_size))
+        self.scene = nn.Linear(2 * config.scene_dim, hidden_size) if config.scene_dim else None
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
@@ -100,30 +105,62 @@ class Reasoner(nn.Module):
         """Padded squares (B, S, S, 3) uint8 RGB to features of the vision tower (B, image_tokens, channels)."""
         return self.model.model.vision_tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
 
-    def embed(self, input_ids: Tensor, features: Tensor) -> Tensor:
-        """Token embeddings (B, T, D), the visual tokens of each row replaced by its projected features."""
+    def see(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """Visual tokens (B, image_tokens, D).
+
+        Args:
+            features: (B, image_tokens, channels) of the vision tower.
+            embeddings: (B, C, h, w) of the segmenter; the mean and the maximum of each visual token's cells are added,
+                because the tower of a small model knows less of lesions than an encoder trained to segment them.
+        """
+        visual = self.model.model.multi_modal_projector(features) + self.image_positions
+        if self.scene is None:
+            return visual
+        side = math.isqrt(self.image_tokens)
+        pooled = torch.cat([F.adaptive_avg_pool2d(embeddings, side), F.adaptive_max_pool2d(embeddings, side)], dim=1)
+        return visual + self.scene(pooled.flatten(2).transpose(1, 2))
+
+    def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), the visual tokens of each row (B, image_tokens, D) put in their places."""
         embeds = self.model.get_input_embeddings()(input_ids)
-        visual = self.model.model.multi_modal_projector(features) + self.image_positions  # (B, image_tokens, D)
         return embeds.masked_scatter((input_ids == self.image_id)[..., None], visual.to(embeds.dtype))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
-        """Last hidden states (B, T, D) of whole sequences; ids and mask are (B, T), padded on either side."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, visual: Tensor, hidden_from: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states of whole sequences.
+
+        Args:
+            input_ids: (B, T), padded on either side.
+            attention_mask: (B, T), 1 for real tokens.
+            visual: (B, image_tokens, D) from `see`.
+            hidden_from: (B, T, T) bool, True where the token of the row must not attend to that of the column, beside
+                the causal order.
+
+        Returns:
+            (B, T, D).
+        """
+        seen: Tensor = attention_mask
+        if hidden_from is not None:
+            causal = torch.ones_like(hidden_from[0]).tril()
+            itself = torch.eye(len(causal), dtype=torch.bool, device=causal.device)
+            seen = ((causal & (attention_mask == 1)[:, None] & ~hidden_from) | itself)[:, None]  # (B, 1, T, T)
         return self.model.model.language_model(
-            inputs_embeds=self.embed(input_ids, features),
-            attention_mask=attention_mask,
+            inputs_embeds=self.embed(input_ids, visual),
+            attention_mask=seen,
             position_ids=positions(attention_mask),
             use_cache=False,
         ).last_hidden_state
 
     @torch.no_grad()
     def stream(
-        self, prompts: list[list[int]], features: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Tensor]:
         """Decode token by token.
 
         Args:
             prompts: B prompts from `prompt_ids`.
-            features: (B, image_tokens, channels) from `encode`.
+            visual: (B, image_tokens, D) from `see`.
             max_new_tokens: Where unfinished answers are cut.
             temperature: 0 is greedy.
             seed: Of the sampling.
@@ -131,11 +168,11 @@ class Reasoner(nn.Module):
         Yields:
             (B,) next tokens; a finished row yields padding.
         """
-        input_ids, mask = pad(prompts, self.pad_id, left=True, device=features.device)
-        generator = torch.Generator(features.device).manual_seed(seed)
-        cache, embeds = DynamicCache(), self.embed(input_ids, features)
+        input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
+        generator = torch.Generator(visual.device).manual_seed(seed)
+        cache, embeds = DynamicCache(), self.embed(input_ids, visual)
         step_positions = positions(mask)
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=features.device)
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=visual.device)
         for _ in range(max_new_tokens):
             hidden = self.model.model.language_model(
                 inputs_embeds=embeds,
@@ -159,9 +196,9 @@ class Reasoner(nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             step_positions = step_positions[:, -1:] + 1
 
-    def generate(self, prompts: list[list[int]], features: Tensor, max_new_tokens: int, **sampling) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, **sampling) -> list[list[int]]:
         """All of `stream` at once: B completions, each up to and including its end-of-sequence token."""
-        rows = torch.stack(list(self.stream(prompts, features, max_new_tokens, **sampling)), dim=1).tolist()
+        rows = torch.stack(list(self.stream(prompts, visual, max_new_tokens, **sampling)), dim=1).tolist()
         return [row[: row.index(self.eos_id) + 1] if self.eos_id in row else row for row in rows]
 
 

@@ -132,7 +132,9 @@ CASES = {
 def folder(tmp_path, manifest, monkeypatch):
     """An empty place with a valid manifest, and `release/`, a complete one of random weights."""
     monkeypatch.chdir(tmp_path)
-    config = CoreSegConfig(SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig("small", 64, 1, 64))
+    config = CoreSegConfig(
+        SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig("small", 64, 1, 64, scene_dim=32)
+    )
     save_release(CoreSeg(config), tmp_path / "release", "t", "nothing")
     return tmp_path
 

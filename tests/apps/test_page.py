@@ -47,7 +47,9 @@ def test_a_release_without_figures_shows_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def address():
-    config = CoreSegConfig(SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig("small", 64, 1, 64))
+    config = CoreSegConfig(
+        SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig("small", 64, 1, 64, scene_dim=32)
+    )
     page = build(CoreSeg(config).eval(), pd.DataFrame(), [])
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, show_error=True)
     yield url

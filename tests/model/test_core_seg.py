@@ -19,7 +19,8 @@ QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones 
 def model():
     torch.manual_seed(0)
     config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig(hidden_size=64, layers=2, image_size=64)
+        SegmenterConfig(image_size=64, embed_dim=32),
+        ReasonerConfig(hidden_size=64, layers=2, image_size=64, scene_dim=32),
     )
     core_seg = CoreSeg(config).eval()
     with torch.no_grad():  # logits far enough apart that a greedy choice is no tie
@@ -36,11 +37,11 @@ def images():
 def test_our_decoding_equals_hugging_face_generate(model, images):
     """HF's own `generate`, from the same embeddings, one prompt at a time and without padding."""
     encoded, prompts = model._inputs(images, QUERIES)
-    ours = model.reasoner.generate(prompts, encoded.features, 20)
+    ours = model.reasoner.generate(prompts, model.see(encoded), 20)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         theirs = model.reasoner.model.generate(
-            inputs_embeds=model.reasoner.embed(ids, encoded.features[[row]]),
+            inputs_embeds=model.reasoner.embed(ids, model.see(encoded)[[row]]),
             attention_mask=torch.ones_like(ids),
             max_new_tokens=20,
             do_sample=False,
@@ -53,9 +54,9 @@ def test_padding_changes_no_hidden_state(model, images):
     encoded, prompts = model._inputs(images, QUERIES)
     for left in (False, True):
         ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
-        together = model.reasoner(ids, mask, encoded.features)
+        together = model.reasoner(ids, mask, model.see(encoded))
         for row, prompt in enumerate(prompts):
-            alone = model.reasoner(torch.tensor([prompt]), torch.ones(1, len(prompt)), encoded.features[[row]])
+            alone = model.reasoner(torch.tensor([prompt]), torch.ones(1, len(prompt)), model.see(encoded)[[row]])
             torch.testing.assert_close(together[row][mask[row] == 1], alone[0], atol=1e-4, rtol=1e-4)
 
 
@@ -64,7 +65,7 @@ def test_logits_of_the_teacher_forced_pass_are_those_of_stepwise_decoding(model,
     completion = model.reasoner.completion_ids("<think> dark </think>")
     output = model(encoded, prompts, [completion])
     cache, ids, logits = DynamicCache(), torch.tensor(prompts), []
-    embeds = model.reasoner.embed(ids, encoded.features)
+    embeds = model.reasoner.embed(ids, model.see(encoded))
     length = len(prompts[0])
     for token in completion:
         mask = torch.ones(1, length)
@@ -94,6 +95,21 @@ def test_the_mask_depends_on_the_text(model, images):
     text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
     one, other = (model.segment_text(images[:1], QUERIES[:1], [text.format(w)])[0] for w in ("dark", "bright round"))
     assert np.abs(one.probability - other.probability).max() > 1e-6
+
+
+def test_a_blind_seg_token_sees_the_query_but_not_the_answer(model, images):
+    """Else masks are learnt from the boxes in the true text, and the query is ignored."""
+    text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    encoded, _ = model._inputs(images[:1], QUERIES[:1])
+
+    def mask(query, word, blind):
+        prompts, completions = [model.reasoner.prompt_ids(query)], [model.reasoner.completion_ids(text.format(word))]
+        return model(encoded, prompts, completions, blind).mask_logits
+
+    torch.testing.assert_close(mask("the cyst", "dark", [True]), mask("the cyst", "much", [True]))
+    assert not torch.allclose(mask("the cyst", "dark", [False]), mask("the cyst", "much", [False]))
+    assert not torch.allclose(mask("the cyst", "dark", [True]), mask("the larger", "dark", [True]))
+    torch.testing.assert_close(mask("the cyst", "dark", [False]), mask("the cyst", "dark", None), atol=1e-4, rtol=1e-4)
 
 
 def test_streaming_ends_in_what_predict_gives(model, images):
