@@ -1,5 +1,6 @@
 """Stage 1: CoT-based semantic alignment. Text cross-entropy plus DiceCE on the mask (CORE-Seg, section 3.3)."""
 
+import math
 from dataclasses import asdict
 
 import lightning as L
@@ -27,6 +28,8 @@ class Sft(L.LightningModule):
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         text_weight: Of the cross-entropy.
         seg_weight: Of DiceCE.
+        relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
+            one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
         own_text: Share of steps whose masks are learnt from the model's own sampled answer, not the true one:
             under the true answer the `<seg>` state can read the boxes off the text, and need not heed the query.
         own_text_after: First step that may be such a step.
@@ -49,6 +52,7 @@ class Sft(L.LightningModule):
         views: int = 2,
         text_weight: float = 1.0,
         seg_weight: float = 1.0,
+        relevance_weight: float = 1.0,
         own_text: float = 0.5,
         own_text_after: int = 1500,
         blind: float = 0.5,
@@ -97,8 +101,14 @@ class Sft(L.LightningModule):
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
             text_loss = F.cross_entropy(output.logits.float(), labels)
             seg_loss = self.seg_loss(output, batch["target"])
-            loss = self.hparams.text_weight * text_loss + self.hparams.seg_weight * seg_loss
-            self.log_dict({"train/text_loss": text_loss, "train/seg_loss": seg_loss}, prog_bar=True)
+            relevance_loss = self.relevance_loss(output, batch["target"])
+            loss = (
+                self.hparams.text_weight * text_loss
+                + self.hparams.seg_weight * seg_loss
+                + self.hparams.relevance_weight * relevance_loss
+            )
+            parts = {"text_loss": text_loss, "seg_loss": seg_loss, "relevance_loss": relevance_loss}
+            self.log_dict({f"train/{name}": part for name, part in parts.items()}, prog_bar=True)
         self.log("train/loss", loss)
         return loss
 
@@ -124,6 +134,13 @@ class Sft(L.LightningModule):
             return 0.0 * output.logits.sum()
         target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(self.device)
         return self.loss(output.mask_logits[:, None].float(), target[:, None])
+
+    def relevance_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
+        """Cross-entropy of what each visual token says of itself: does it show any of the queried lesion?"""
+        logits = output.relevance_logits.float()
+        side = math.isqrt(logits.shape[1])
+        shows = F.adaptive_max_pool2d(torch.stack(targets).to(self.device), side).flatten(1)
+        return F.binary_cross_entropy_with_logits(logits, shows)
 
     @torch.no_grad()
     def encode(self, batch: dict[str, list]) -> Encoded:

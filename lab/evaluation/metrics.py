@@ -48,7 +48,7 @@ def summarise(frame: pd.DataFrame) -> dict:
 
     Args:
         frame: One row an image: `dice`, `iou`, `failed`, `source`, `modality`, `anatomy` and, where there is text,
-            `box_f1`, `claims` and `claims_true`.
+            `box_f1`, `claims` and `claims_true`. Box F1 is None where boxes were given, not named.
     """
     by = {
         key: {name: _summary(group) for name, group in frame.groupby(key)} for key in ("source", "modality", "anatomy")
@@ -62,8 +62,8 @@ def _summary(frame: pd.DataFrame) -> dict:
         "mDice_ci": bootstrap_interval(frame.dice.to_numpy(float)),
         "mIoU": round(float(frame.iou.mean()), 4),
         "failure_rate": round(float(frame.failed.mean()), 4),
+        "box_f1": round(float(frame.box_f1.mean()), 4) if "box_f1" in frame else None,
     }
-    if "box_f1" in frame:
-        summary["box_f1"] = round(float(frame.box_f1.mean()), 4)
+    if "claims" in frame:
         summary["faithfulness"] = round(float(frame.claims_true.sum() / max(1, frame.claims.sum())), 4)
     return summary | {"n": len(frame)}

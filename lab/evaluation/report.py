@@ -50,7 +50,7 @@ def markdown(summary: dict) -> str:
         columns = [name for name in summary["overall"] if name != "mDice_ci"]
         lines += ["", f"| {key} | {' | '.join(columns)} | 95 % of mDice |", "|---" * (len(columns) + 2) + "|"]
         for name, values in groups.items():
-            cells = [f"{values[c]:.3f}" if isinstance(values[c], float) else str(values[c]) for c in columns]
+            cells = [f"{values[c]:.3f}" if isinstance(values[c], float) else str(values[c] or "") for c in columns]
             lines.append(
                 f"| {name} | {' | '.join(cells)} | {values['mDice_ci'][0]:.3f} to {values['mDice_ci'][1]:.3f} |"
             )

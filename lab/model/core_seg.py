@@ -45,6 +45,8 @@ class Output(NamedTuple):
     """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`."""
     mask_rows: Tensor
     """(M,) the batch row of each mask."""
+    relevance_logits: Tensor
+    """(B, image_tokens), whether the visual token shows some of what the query asks for."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class CoreSeg(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.reasoner.image_positions.device
+        return self.reasoner.relevance.weight.device
 
     def start_from_segmenter(self, state: dict[str, Tensor]) -> None:
         """Take a stage-0 segmenter, and let its backbone see for the small reasoner too."""
@@ -143,11 +145,13 @@ class CoreSeg(nn.Module):
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        hidden = self.reasoner(input_ids, mask, self.see(encoded), hidden_from)
+        hidden = self.reasoner(input_ids, mask, self.see(encoded), is_completion, hidden_from)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
         rows = is_seg.any(1).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
-        return Output(logits, self.masks(encoded.embeddings[rows], states), rows)
+        visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
+        relevance = self.reasoner.relevance(visual_states)[..., 0]
+        return Output(logits, self.masks(encoded.embeddings[rows], states), rows, relevance)
 
     def masks(self, embeddings: Tensor, seg_states: Tensor) -> Tensor:
         """Embeddings (M, C, h, w) and `<seg>` states (M, D) to mask logits (M, 4h, 4w) over the padded square."""

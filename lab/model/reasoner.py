@@ -24,6 +24,11 @@ from lab.model.segmenter import PyramidImageEncoder, normalise
 SEG, IMAGE = "<seg>", "<image>"
 SMALL_TOKENIZER = Path(__file__).with_name("small_tokenizer.json")
 """Byte-level BPE of 874 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
+INIT_STD = 0.0625
+"""Of the small model's weights, 1 / sqrt(256), and of its visual tokens.
+
+At Qwen2's own 0.02, meant for wide models, attention starts so flat, and places and words so faint beside the picture,
+that the query is not heeded within 600 steps."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}<assistant>"
@@ -47,7 +52,7 @@ class ReasonerConfig:
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
     scene_dim: int = 128
-    """Channels of the segmenter's embedding, which the small reasoner sees too, pooled to its own grid; 0: not."""
+    """`small`: channels of the segmenter's embedding, which it sees too, pooled to its own grid."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -68,8 +73,14 @@ class Reasoner(nn.Module):
         text_model = self.model.model.language_model
         hidden_size = text_model.config.hidden_size
         self.image_tokens = (config.image_size // 32) ** 2
-        self.image_positions = nn.Parameter(0.02 * torch.randn(self.image_tokens, hidden_size))
-        self.scene = nn.Linear(2 * config.scene_dim, hidden_size) if config.scene_dim else None
+        self.small = config.model == "small"
+        if self.small:
+            self.visual_norm = nn.LayerNorm(hidden_size)
+            nn.init.constant_(self.visual_norm.weight, INIT_STD)
+            self.image_positions = nn.Parameter(INIT_STD * torch.randn(self.image_tokens, hidden_size))
+        self.relevance = nn.Linear(hidden_size, 1)
+        if self.small:
+            self.scene = nn.Linear(2 * config.scene_dim, hidden_size)
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
@@ -86,8 +97,11 @@ class Reasoner(nn.Module):
         return self.model.model.language_model.config.hidden_size
 
     def prompt_ids(self, query: str) -> list[int]:
-        """Chat prompt with its visual tokens; angle brackets are dropped so that a query cannot hold special tokens."""
-        content = [{"type": "image"}, {"type": "text", "text": query.replace("<", " ").replace(">", " ")}]
+        """Chat prompt: the query, then the visual tokens, which in this order can look for what is asked.
+
+        Angle brackets are dropped, so that a query cannot hold special tokens.
+        """
+        content = [{"type": "text", "text": query.replace("<", " ").replace(">", " ")}, {"type": "image"}]
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self.tokenizer.encode(text.replace(IMAGE, IMAGE * self.image_tokens), add_special_tokens=False)
@@ -110,15 +124,16 @@ class Reasoner(nn.Module):
 
         Args:
             features: (B, image_tokens, channels) of the vision tower.
-            embeddings: (B, C, h, w) of the segmenter; the mean and the maximum of each visual token's cells are added,
-                because the tower of a small model knows less of lesions than an encoder trained to segment them.
+            embeddings: (B, C, h, w) of the segmenter; the small model adds the mean and the maximum of each visual
+                token's cells, because its tower knows less of lesions than an encoder trained to segment them.
         """
-        visual = self.model.model.multi_modal_projector(features) + self.image_positions
-        if self.scene is None:
+        visual = self.model.model.multi_modal_projector(features)
+        if not self.small:
             return visual
         side = math.isqrt(self.image_tokens)
-        pooled = torch.cat([F.adaptive_avg_pool2d(embeddings, side), F.adaptive_max_pool2d(embeddings, side)], dim=1)
-        return visual + self.scene(pooled.flatten(2).transpose(1, 2))
+        means, maxima = F.adaptive_avg_pool2d(embeddings, side), F.adaptive_max_pool2d(embeddings, side)
+        scene = self.scene(torch.cat([means, maxima], dim=1).flatten(2).transpose(1, 2))
+        return self.visual_norm(visual + scene) + self.image_positions
 
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Token embeddings (B, T, D), the visual tokens of each row (B, image_tokens, D) put in their places."""
@@ -126,7 +141,12 @@ class Reasoner(nn.Module):
         return embeds.masked_scatter((input_ids == self.image_id)[..., None], visual.to(embeds.dtype))
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, visual: Tensor, hidden_from: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        is_completion: Tensor,
+        hidden_from: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of whole sequences.
 
@@ -134,23 +154,36 @@ class Reasoner(nn.Module):
             input_ids: (B, T), padded on either side.
             attention_mask: (B, T), 1 for real tokens.
             visual: (B, image_tokens, D) from `see`.
+            is_completion: (B, T), 1 for tokens of the completion.
             hidden_from: (B, T, T) bool, True where the token of the row must not attend to that of the column, beside
-                the causal order.
+                those that it cannot see anyway.
 
         Returns:
             (B, T, D).
         """
-        seen: Tensor = attention_mask
+        seen = self.sight(attention_mask, is_completion)
         if hidden_from is not None:
-            causal = torch.ones_like(hidden_from[0]).tril()
-            itself = torch.eye(len(causal), dtype=torch.bool, device=causal.device)
-            seen = ((causal & (attention_mask == 1)[:, None] & ~hidden_from) | itself)[:, None]  # (B, 1, T, T)
+            itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
+            seen = seen & ~hidden_from[:, None] | itself
         return self.model.model.language_model(
             inputs_embeds=self.embed(input_ids, visual),
             attention_mask=seen,
             position_ids=positions(attention_mask),
             use_cache=False,
         ).last_hidden_state
+
+    def sight(self, attention_mask: Tensor, is_completion: Tensor) -> Tensor:
+        """Which token (row) attends to which (column), (B, 1, T, T) bool, from two masks (B, T).
+
+        In order, but the small model's whole prompt sees itself both ways (as PaliGemma's, Beyer et al. 2024): "the
+        larger of the two" cannot be told by a visual token that sees only those before it.
+        """
+        length = attention_mask.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        if self.small:
+            before = before | (is_completion == 0)[:, None, :]
+        itself = torch.eye(length, dtype=torch.bool, device=attention_mask.device)  # rows of padding see something
+        return (before & (attention_mask == 1)[:, None, :] | itself)[:, None]
 
     @torch.no_grad()
     def stream(
@@ -171,12 +204,12 @@ class Reasoner(nn.Module):
         input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
         generator = torch.Generator(visual.device).manual_seed(seed)
         cache, embeds = DynamicCache(), self.embed(input_ids, visual)
-        step_positions = positions(mask)
+        step_positions, seen = positions(mask), self.sight(mask, torch.zeros_like(mask))
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=visual.device)
         for _ in range(max_new_tokens):
             hidden = self.model.model.language_model(
                 inputs_embeds=embeds,
-                attention_mask=mask,
+                attention_mask=seen,
                 position_ids=step_positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -193,7 +226,7 @@ class Reasoner(nn.Module):
             if finished.all():
                 return
             embeds = self.model.get_input_embeddings()(token[:, None])
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            seen = mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             step_positions = step_positions[:, -1:] + 1
 
     def generate(self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, **sampling) -> list[list[int]]:
@@ -243,6 +276,7 @@ def small_config(config: ReasonerConfig, tokenizer: PreTrainedTokenizerBase) -> 
             num_attention_heads=config.hidden_size // 64,
             num_key_value_heads=config.hidden_size // 64,
             max_position_embeddings=1024,
+            initializer_range=INIT_STD,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

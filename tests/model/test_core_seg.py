@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 
 from lab.model.core_seg import CoreSeg, CoreSegConfig
-from lab.model.reasoner import ReasonerConfig, pad, positions
+from lab.model.reasoner import ReasonerConfig, pad
 from lab.model.release import ReleaseError, load_release, save_release
 from lab.model.segmenter import SegmenterConfig
 
@@ -34,8 +33,9 @@ def images():
     return [rng.integers(0, 255, shape, dtype=np.uint8) for shape in ((50, 70, 3), (64, 40, 3))]
 
 
-def test_our_decoding_equals_hugging_face_generate(model, images):
-    """HF's own `generate`, from the same embeddings, one prompt at a time and without padding."""
+def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
+    """HF's own `generate`, from the same embeddings, one prompt at a time, without padding, and in causal order."""
+    monkeypatch.setattr(model.reasoner, "small", False)
     encoded, prompts = model._inputs(images, QUERIES)
     ours = model.reasoner.generate(prompts, model.see(encoded), 20)
     for row, prompt in enumerate(prompts):
@@ -54,28 +54,35 @@ def test_padding_changes_no_hidden_state(model, images):
     encoded, prompts = model._inputs(images, QUERIES)
     for left in (False, True):
         ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
-        together = model.reasoner(ids, mask, model.see(encoded))
+        together = model.reasoner(ids, mask, model.see(encoded), torch.zeros_like(ids))
         for row, prompt in enumerate(prompts):
-            alone = model.reasoner(torch.tensor([prompt]), torch.ones(1, len(prompt)), model.see(encoded)[[row]])
+            one, visual = torch.tensor([prompt]), model.see(encoded)[[row]]
+            alone = model.reasoner(one, torch.ones_like(one), visual, torch.zeros_like(one))
             torch.testing.assert_close(together[row][mask[row] == 1], alone[0], atol=1e-4, rtol=1e-4)
 
 
-def test_logits_of_the_teacher_forced_pass_are_those_of_stepwise_decoding(model, images):
+def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(model, images):
+    encoded, prompts = model._inputs(images, QUERIES)
+    written = model.reasoner.generate(prompts, model.see(encoded), 12)
+    logits = model(encoded, prompts, written).logits
+    logits[:, [model.reasoner.image_id, model.reasoner.pad_id]] = -torch.inf
+    assert logits.argmax(-1).tolist() == [token for completion in written for token in completion]
+
+
+def test_the_prompt_sees_all_of_itself_and_the_answer_only_what_came_before(model, images):
     encoded, prompts = model._inputs(images[:1], QUERIES[:1])
-    completion = model.reasoner.completion_ids("<think> dark </think>")
-    output = model(encoded, prompts, [completion])
-    cache, ids, logits = DynamicCache(), torch.tensor(prompts), []
-    embeds = model.reasoner.embed(ids, model.see(encoded))
-    length = len(prompts[0])
-    for token in completion:
-        mask = torch.ones(1, length)
-        place = positions(mask)[:, -embeds.shape[1] :]
-        hidden = model.reasoner.model.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logits.append(model.reasoner.model.lm_head(hidden[:, -1])[0])
-        embeds, length = model.reasoner.model.get_input_embeddings()(torch.tensor([[token]])), length + 1
-    torch.testing.assert_close(output.logits, torch.stack(logits), atol=1e-3, rtol=1e-3)
+    length, visual = len(prompts[0]), model.see(encoded)
+    ids = torch.tensor([prompts[0] + model.reasoner.completion_ids("dark round")])
+    is_completion = (torch.arange(ids.shape[1]) >= length).long()[None]
+
+    def states(changed_at):
+        changed = ids.clone()
+        changed[0, changed_at] += 1
+        return model.reasoner(changed, torch.ones_like(ids), visual, is_completion)[0]
+
+    as_is = model.reasoner(ids, torch.ones_like(ids), visual, is_completion)[0]
+    assert not torch.allclose(states(length - 1)[0], as_is[0])
+    torch.testing.assert_close(states(length)[:length], as_is[:length])
 
 
 def test_only_a_seg_token_in_the_answer_draws_a_mask(model, images):
