@@ -212,7 +212,7 @@ def app(release: Path, port: int = 7860):
     launch(release, port)
 
 
-def demo(data: str = "", minutes: float = 11.0, page: bool = True, port: int = 7860):
+def demo(data: str = "", minutes: float = 9.0, page: bool = True, port: int = 7860):
     """Synthesise, train stage 0 and stage 1, evaluate and open the page; finished parts are not done again.
 
     Args:

@@ -86,7 +86,7 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
         f"--data.init_args.val={manifest}",
         "--data.init_args.val_limit=30",
         f"--data.init_args.steps_per_epoch={steps // 4}",
-        f"--trainer.max_time={{minutes: {1.6 * minutes}}}",
+        f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(96 * minutes))}",  # a slow machine stops here
     ]
     if name == "sft":
         flags += [

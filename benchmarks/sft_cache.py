@@ -59,7 +59,8 @@ def measure(cache: str | None, manifest: Path, steps: int, batch_size: int) -> d
     data, optimizer, clock = sft.training_data(records), sft.configure_optimizers()["optimizer"], Clock()
     clock.wrap(sft, "encode", "encoders or cache")
     clock.wrap(sft.core_seg.reasoner, "forward", "language model, forward")
-    clock.wrap(sft.core_seg, "masks", "adapter and mask decoder, forward")
+    clock.wrap(sft.core_seg.adapter, "forward", "adapter, forward")
+    clock.wrap(sft.core_seg, "masks", "mask decoder, forward")
     for _ in range(2):
         clock.seconds.clear()
         start = time.perf_counter()

@@ -8,6 +8,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
 
 from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
@@ -30,6 +31,9 @@ class Sft(L.LightningModule):
         seg_weight: Of DiceCE.
         relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
             one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
+        prompt_weight: Of the distance from the adapter's first two prompt tokens to the prompt of the box around the
+            true mask, which stage 0 taught the mask decoder to follow: else it learns to ignore what says nothing yet.
+        decoder_after: First step that trains the mask decoder too, for the same reason.
         own_text: Share of steps whose masks are learnt from the model's own sampled answer, not the true one:
             under the true answer the `<seg>` state can read the boxes off the text, and need not heed the query.
         own_text_after: First step that may be such a step.
@@ -52,7 +56,9 @@ class Sft(L.LightningModule):
         views: int = 2,
         text_weight: float = 1.0,
         seg_weight: float = 1.0,
-        relevance_weight: float = 1.0,
+        relevance_weight: float = 5.0,
+        prompt_weight: float = 2.0,
+        decoder_after: int = 1000,
         own_text: float = 0.5,
         own_text_after: int = 1500,
         blind: float = 0.5,
@@ -70,7 +76,7 @@ class Sft(L.LightningModule):
         if segmenter_checkpoint is None:
             self.core_seg.segmenter.load_pretrained()
         else:
-            self.core_seg.start_from_segmenter(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
+            self.core_seg.segmenter.load_state_dict(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
         self.core_seg.freeze_encoders()
         self.core_seg.segmenter.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
@@ -88,6 +94,7 @@ class Sft(L.LightningModule):
         reasoner = self.core_seg.reasoner
         prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
+        self.core_seg.segmenter.mask_decoder.requires_grad_(self.global_step >= self.hparams.decoder_after)
         if self.learns_from_own_text():
             with self.autocast():
                 visual, limit = self.core_seg.see(encoded), self.hparams.max_new_tokens
@@ -99,16 +106,14 @@ class Sft(L.LightningModule):
             with self.autocast():
                 output = self.core_seg(encoded, prompts, completions, self.blind_rows(len(prompts)))
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
-            text_loss = F.cross_entropy(output.logits.float(), labels)
-            seg_loss = self.seg_loss(output, batch["target"])
-            relevance_loss = self.relevance_loss(output, batch["target"])
-            loss = (
-                self.hparams.text_weight * text_loss
-                + self.hparams.seg_weight * seg_loss
-                + self.hparams.relevance_weight * relevance_loss
-            )
-            parts = {"text_loss": text_loss, "seg_loss": seg_loss, "relevance_loss": relevance_loss}
-            self.log_dict({f"train/{name}": part for name, part in parts.items()}, prog_bar=True)
+            losses = {
+                "text": F.cross_entropy(output.logits.float(), labels),
+                "seg": self.seg_loss(output, batch["target"]),
+                "relevance": self.relevance_loss(output, batch["target"]),
+                "prompt": self.prompt_loss(output, batch["target"]),
+            }
+            loss = sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
+            self.log_dict({f"train/{name}_loss": value for name, value in losses.items()}, prog_bar=True)
         self.log("train/loss", loss)
         return loss
 
@@ -141,6 +146,19 @@ class Sft(L.LightningModule):
         side = math.isqrt(logits.shape[1])
         shows = F.adaptive_max_pool2d(torch.stack(targets).to(self.device), side).flatten(1)
         return F.binary_cross_entropy_with_logits(logits, shows)
+
+    def prompt_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
+        """Mean squared distance to the prompt of a box, over the rows that drew a mask where there is something."""
+        segmenter = self.core_seg.segmenter
+        drawn = [(prompt, targets[row] > 0) for prompt, row in zip(output.prompt_tokens, output.mask_rows.tolist())]
+        drawn = [(prompt, shown) for prompt, shown in drawn if shown.any()]
+        if not drawn:
+            return 0.0 * output.logits.sum()
+        cell = segmenter.config.image_size / targets[0].shape[-1]
+        boxes = masks_to_boxes(torch.stack([shown for _, shown in drawn]).to(self.device))
+        boxes[:, 2:] += 1  # it names the last cell, not its end
+        box_tokens = segmenter.box_prompt(boxes * cell)
+        return F.mse_loss(torch.stack([prompt[: box_tokens.shape[1]] for prompt, _ in drawn]).float(), box_tokens)
 
     @torch.no_grad()
     def encode(self, batch: dict[str, list]) -> Encoded:

@@ -84,6 +84,7 @@ def draw_cases(
             sample = load_sample(record)
             axis.imshow(contoured(sample.image, sample.mask, segment(record, query)))
             claim = str(case.get("text", "")).partition("</think>")[0].removeprefix("<think>").strip()
+            claim = "".join(character for character in claim if character.isprintable())
             axis.set_title(f"{name}: Dice {case.dice:.2f}  {record.id}\n{query}", fontsize=9, loc="left")
             axis.text(0, 1.02 * sample.mask.shape[0], textwrap.fill(claim, 62), fontsize=7, va="top")
     figure.suptitle(f"Truth green, model red. {NOTICE}", fontsize=12)

@@ -15,7 +15,7 @@ from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
 from lab.model.answer import Answer, parse
 from lab.model.reasoner import Reasoner, ReasonerConfig, pad
-from lab.model.segmenter import PyramidImageEncoder, Segmenter, SegmenterConfig
+from lab.model.segmenter import Segmenter, SegmenterConfig, normalise
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Output(NamedTuple):
     """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`."""
     mask_rows: Tensor
     """(M,) the batch row of each mask."""
+    prompt_tokens: Tensor
+    """(M, prompt_tokens, C), the adapter's prompts that drew the masks."""
     relevance_logits: Tensor
     """(B, image_tokens), whether the visual token shows some of what the query asks for."""
 
@@ -79,17 +81,18 @@ class CoreSeg(nn.Module):
         self.segmenter = Segmenter(config.segmenter)
         self.reasoner = Reasoner(config.reasoner)
         self.adapter = PromptAdapter(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
+        self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
+        if self.one_backbone:
+            if config.segmenter.image_size != config.reasoner.image_size:
+                raise LabError(
+                    f"segmenter.image_size {config.segmenter.image_size} is not reasoner.image_size "
+                    f"{config.reasoner.image_size}, but both see through one backbone; make them equal"
+                )
+            self.reasoner.model.model.vision_tower.timm_model = self.segmenter.image_encoder.backbone
 
     @property
     def device(self) -> torch.device:
         return self.reasoner.relevance.weight.device
-
-    def start_from_segmenter(self, state: dict[str, Tensor]) -> None:
-        """Take a stage-0 segmenter, and let its backbone see for the small reasoner too."""
-        self.segmenter.load_state_dict(state)
-        if isinstance(self.segmenter.image_encoder, PyramidImageEncoder) and self.config.reasoner.model == "small":
-            backbone = self.segmenter.image_encoder.backbone.state_dict()
-            self.reasoner.model.model.vision_tower.timm_model.load_state_dict(backbone)
 
     def freeze_encoders(self) -> None:
         """Freeze both image encoders and the prompt encoder (paper: SAM's image encoder is frozen)."""
@@ -110,7 +113,10 @@ class CoreSeg(nn.Module):
         return self
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Padded squares (B, S, S, 3) uint8 RGB through both encoders."""
+        """Padded squares (B, S, S, 3) uint8 RGB through both encoders; where they share a backbone, it runs once."""
+        if self.one_backbone:
+            embeddings, stride_32 = self.segmenter.image_encoder.with_stride_32(normalise(pixels))
+            return Encoded(embeddings, stride_32.flatten(2).transpose(1, 2))
         return Encoded(self.segmenter.encode(pixels), self.reasoner.encode(pixels))
 
     def see(self, encoded: Encoded) -> Tensor:
@@ -151,14 +157,15 @@ class CoreSeg(nn.Module):
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
         visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
         relevance = self.reasoner.relevance(visual_states)[..., 0]
-        return Output(logits, self.masks(encoded.embeddings[rows], states), rows, relevance)
+        prompt_tokens = self.adapter(states)
+        return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
 
-    def masks(self, embeddings: Tensor, seg_states: Tensor) -> Tensor:
-        """Embeddings (M, C, h, w) and `<seg>` states (M, D) to mask logits (M, 4h, 4w) over the padded square."""
-        if len(seg_states) == 0:
+    def masks(self, embeddings: Tensor, prompt_tokens: Tensor) -> Tensor:
+        """Embeddings (M, C, h, w) and prompts (M, N, C) to mask logits (M, 4h, 4w) over the padded square."""
+        if len(prompt_tokens) == 0:
             side = 4 * self.config.segmenter.embedding_size
-            return seg_states.new_zeros(0, side, side)
-        return self.segmenter.decode(embeddings, self.adapter(seg_states))
+            return embeddings.new_zeros(0, side, side)
+        return self.segmenter.decode(embeddings, prompt_tokens)
 
     @torch.no_grad()
     def predict(

@@ -73,14 +73,13 @@ class Reasoner(nn.Module):
         text_model = self.model.model.language_model
         hidden_size = text_model.config.hidden_size
         self.image_tokens = (config.image_size // 32) ** 2
+        self.relevance = nn.Linear(hidden_size, 1)
         self.small = config.model == "small"
         if self.small:
+            self.scene = nn.Linear(2 * config.scene_dim, hidden_size)
             self.visual_norm = nn.LayerNorm(hidden_size)
             nn.init.constant_(self.visual_norm.weight, INIT_STD)
             self.image_positions = nn.Parameter(INIT_STD * torch.randn(self.image_tokens, hidden_size))
-        self.relevance = nn.Linear(hidden_size, 1)
-        if self.small:
-            self.scene = nn.Linear(2 * config.scene_dim, hidden_size)
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:

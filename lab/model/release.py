@@ -53,7 +53,8 @@ def save_release(model: CoreSeg, folder: Path | str, title: str, data: str, half
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    state.pop("reasoner.model.lm_head.weight", None) if tied(model) else None
+    for name in shared_names(model):
+        del state[name]
     if half:
         state = {name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()}
     save_file(state, folder / "model.safetensors")
@@ -92,8 +93,7 @@ def load_release(folder: Path | str) -> CoreSeg:
     except SafetensorError:
         raise ReleaseError(f"release '{folder}': model.safetensors is damaged; copy it again") from None
     model = CoreSeg(core_seg)
-    if tied(model):
-        state["reasoner.model.lm_head.weight"] = state.get("reasoner.model.model.language_model.embed_tokens.weight")
+    state |= {name: state[first] for name, first in shared_names(model).items() if first in state}
     try:
         model.load_state_dict(
             {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -103,9 +103,11 @@ def load_release(folder: Path | str) -> CoreSeg:
     return model.eval()
 
 
-def tied(model: CoreSeg) -> bool:
-    """Whether the language model's input and output embeddings are one tensor."""
-    return model.reasoner.model.lm_head.weight is model.reasoner.model.get_input_embeddings().weight
+def shared_names(model: CoreSeg) -> dict[str, str]:
+    """Second names of tensors that the model holds under two, such as tied embeddings, each with its first."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {name: of for name, of in names.items() if name != of}
 
 
 def from_plain(kind: type, values: Any, where: str) -> Any:

