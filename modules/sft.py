@@ -15,6 +15,7 @@ from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
 from lab.evaluation.metrics import dice_iou
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output, Prediction
+from lab.model.decoding import Sampling
 from lab.model.release import segmenter_from_checkpoint
 from modules.optimisation import adamw_warmup_cosine
 
@@ -98,7 +99,7 @@ class Sft(L.LightningModule):
         if self.learns_from_own_text():
             with self.autocast():
                 visual, limit = self.core_seg.see(encoded), self.hparams.max_new_tokens
-                own = reasoner.generate(prompts, visual, limit, temperature=1.0, seed=self.global_step)
+                own = reasoner.generate(prompts, visual, limit, Sampling(temperature=1.0, seed=self.global_step))
                 output = self.core_seg(encoded, prompts, own)
             loss = seg_loss = self.seg_loss(output, batch["target"])
             self.log("train/own_seg_loss", seg_loss, prog_bar=True)

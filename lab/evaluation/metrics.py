@@ -23,7 +23,7 @@ def dice_iou(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoUs (min(N, M),) of the Hungarian matching of boxes (N, 4) and (M, 4) xyxy: the one with the largest sum."""
-    boxes = [torch.from_numpy(np.ascontiguousarray(rows, np.float32)) for rows in (predicted, truth)]
+    boxes = [torch.from_numpy(np.array(rows, np.float32, order="C")) for rows in (predicted, truth)]
     overlaps = box_iou(*boxes).numpy()
     return overlaps[linear_sum_assignment(overlaps, maximize=True)]
 

@@ -61,6 +61,24 @@ def parse(text: str, grid: int) -> Answer:
     return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty)
 
 
+def schema_share(text: str) -> float:
+    """Share of the schema's parts that a completion keeps, 0..1; 1 exactly for a valid answer (see `parse`)."""
+    thought, concluded = _between(text, "<think>", "</think>"), _between(text, "<answer>", "</answer>")
+    closing = " ".join(concluded.split())
+    says_empty = closing == EMPTY_ANSWER
+    if not _problem(text, concluded, thought, says_empty):
+        return 1.0
+    parts = [
+        all(text.count(tag) == 1 for tag in _TAGS[:2]) and text.find("<think>") < text.find("</think>"),
+        bool(thought.strip()),
+        all(text.count(tag) == 1 for tag in _TAGS[2:]) and text.find("<answer>") < text.find("</answer>"),
+        says_empty or re.search(rf"\[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]", closing) is not None,
+        concluded.count("<seg>") == (0 if says_empty else 1),
+        says_empty or closing.endswith("The mask is <seg>."),
+    ]
+    return sum(parts) / (len(parts) + 1)
+
+
 def _between(text: str, start: str, end: str) -> str:
     _, found, rest = text.partition(start)
     return rest.partition(end)[0] if found else ""

@@ -14,7 +14,8 @@ from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
 from lab.model.answer import Answer, parse
-from lab.model.reasoner import Reasoner, ReasonerConfig, pad
+from lab.model.decoding import Sampling
+from lab.model.reasoner import GREEDY, Reasoner, ReasonerConfig, pad
 from lab.model.segmenter import Segmenter, SegmenterConfig, normalise
 
 
@@ -173,15 +174,12 @@ class CoreSeg(nn.Module):
         images: list[np.ndarray],
         queries: list[str],
         max_new_tokens: int = 200,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> list[Prediction]:
-        """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for; greedy at temperature 0."""
+        """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for."""
         start = time.perf_counter()
         encoded, prompts = self._inputs(images, queries)
-        completions = self.reasoner.generate(
-            prompts, self.see(encoded), max_new_tokens, temperature=temperature, seed=seed
-        )
+        completions = self.reasoner.generate(prompts, self.see(encoded), max_new_tokens, sampling)
         return self._segment(images, encoded, prompts, completions, start)
 
     @torch.no_grad()
@@ -191,12 +189,14 @@ class CoreSeg(nn.Module):
         encoded, prompts = self._inputs(images, queries)
         return self._segment(images, encoded, prompts, [self.reasoner.completion_ids(text) for text in texts], start)
 
-    def stream(self, image: np.ndarray, query: str, max_new_tokens: int = 200, **sampling) -> Iterator[str]:
+    def stream(
+        self, image: np.ndarray, query: str, max_new_tokens: int = 200, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
         """Yield the answer so far, token by token; `segment_text` of the last one gives its boxes and mask."""
         encoded, prompts = self._inputs([image], [query])
         ids: list[int] = []
-        for token in self.reasoner.stream(prompts, self.see(encoded), max_new_tokens, **sampling):
-            ids.append(int(token))
+        for step in self.reasoner.decode(prompts, self.see(encoded), 1, max_new_tokens, sampling):
+            ids.append(int(step.tokens))
             yield self.reasoner.decode_text(ids)
 
     @torch.no_grad()

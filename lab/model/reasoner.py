@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
-    DynamicCache,
     FastVlmConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -19,6 +18,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from lab.model.decoding import Prompt, Sampling, Step, collect, decode
 from lab.model.segmenter import PyramidImageEncoder, normalise
 
 SEG, IMAGE = "<seg>", "<image>"
@@ -29,6 +29,7 @@ INIT_STD = 0.0625
 
 At Qwen2's own 0.02, meant for wide models, attention starts so flat, and places and words so faint beside the picture,
 that the query is not heeded within 600 steps."""
+GREEDY = Sampling()
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}<assistant>"
@@ -184,54 +185,32 @@ class Reasoner(nn.Module):
         itself = torch.eye(length, dtype=torch.bool, device=attention_mask.device)  # rows of padding see something
         return (before & (attention_mask == 1)[:, None, :] | itself)[:, None]
 
-    @torch.no_grad()
-    def stream(
-        self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Tensor]:
-        """Decode token by token.
-
-        Args:
-            prompts: B prompts from `prompt_ids`.
-            visual: (B, image_tokens, D) from `see`.
-            max_new_tokens: Where unfinished answers are cut.
-            temperature: 0 is greedy.
-            seed: Of the sampling.
-
-        Yields:
-            (B,) next tokens; a finished row yields padding.
-        """
+    def prompt(self, prompts: list[list[int]], visual: Tensor) -> Prompt:
+        """Prompts of `prompt_ids` with their images' visual tokens (B, image_tokens, D), ready for decoding."""
         input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
-        generator = torch.Generator(visual.device).manual_seed(seed)
-        cache, embeds = DynamicCache(), self.embed(input_ids, visual)
-        step_positions, seen = positions(mask), self.sight(mask, torch.zeros_like(mask))
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=visual.device)
-        for _ in range(max_new_tokens):
-            hidden = self.model.model.language_model(
-                inputs_embeds=embeds,
-                attention_mask=seen,
-                position_ids=step_positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            logits = self.model.lm_head(hidden).float()
-            logits[:, [self.image_id, self.pad_id]] = -torch.inf
-            if temperature > 0:
-                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
-            else:
-                token = logits.argmax(-1)
-            token = token.masked_fill(finished, self.pad_id)
-            yield token
-            finished |= token == self.eos_id
-            if finished.all():
-                return
-            embeds = self.model.get_input_embeddings()(token[:, None])
-            seen = mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            step_positions = step_positions[:, -1:] + 1
+        return Prompt(self.embed(input_ids, visual), mask, positions(mask), self.sight(mask, torch.zeros_like(mask)))
 
-    def generate(self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, **sampling) -> list[list[int]]:
-        """All of `stream` at once: B completions, each up to and including its end-of-sequence token."""
-        rows = torch.stack(list(self.stream(prompts, visual, max_new_tokens, **sampling)), dim=1).tolist()
-        return [row[: row.index(self.eos_id) + 1] if self.eos_id in row else row for row in rows]
+    @property
+    def forbidden(self) -> list[int]:
+        """Tokens that no completion may hold."""
+        return [self.image_id, self.pad_id]
+
+    def decode(
+        self, prompts: list[list[int]], visual: Tensor, group_size: int, max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[Step]:
+        """`lab.model.decoding.decode` with this model."""
+        language_model, lm_head = self.model.model.language_model, self.model.lm_head
+        prompt = self.prompt(prompts, visual)
+        return decode(
+            language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
+        )
+
+    def generate(
+        self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[list[int]]:
+        """One completion a prompt, each up to and including its end-of-sequence token."""
+        groups, _ = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling), len(prompts), 1)
+        return [completion for (completion,) in groups]
 
 
 def positions(attention_mask: Tensor) -> Tensor:

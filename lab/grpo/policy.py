@@ -1,0 +1,70 @@
+"""The training pass: a group's completions behind one prompt in one sequence, for log-probs and `<seg>` states."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lab.model.decoding import Prompt, token_log_probs
+from lab.model.reasoner import Reasoner
+
+
+class GroupPass(NamedTuple):
+    """What one forward pass says of the G completions of an image."""
+
+    log_probs: Tensor
+    """(G, T) of the completions' tokens, padded on the right with zeros."""
+    entropy: Tensor
+    """(G, T) of the distributions that the tokens were drawn from, in nats; without gradient."""
+    mask: Tensor
+    """(G, T), 1 for tokens."""
+    seg_states: Tensor
+    """(M, D), the hidden states of the first `<seg>` of the completions that have one."""
+    seg_rows: Tensor
+    """(M,) which completions those are."""
+
+
+def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]], temperature: float) -> GroupPass:
+    """Run the prompt once and all completions behind it; logits are made of completion tokens only.
+
+    Args:
+        reasoner: The policy.
+        prompt: Of one image, without padding (`Reasoner.prompt` of one row).
+        completions: G rows of tokens, none of them empty.
+        temperature: At which the completions were sampled.
+    """
+    device, length = prompt.embeds.device, prompt.embeds.shape[1]
+    tokens = torch.tensor([token for completion in completions for token in completion], device=device)
+    sizes = [len(completion) for completion in completions]
+    owner = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+    place = torch.cat([torch.arange(size, device=device) for size in sizes])
+    behind = (owner[:, None] == owner) & (place[:, None] >= place)
+    sight = torch.cat(
+        [
+            torch.cat([prompt.sight[0, 0], torch.zeros(length, len(tokens), dtype=torch.bool, device=device)], dim=1),
+            torch.cat([torch.ones(len(tokens), length, dtype=torch.bool, device=device), behind], dim=1),
+        ]
+    )
+    model = reasoner.model.model.language_model
+    hidden = model(
+        inputs_embeds=torch.cat([prompt.embeds, model.get_input_embeddings()(tokens)[None]], dim=1),
+        attention_mask=sight[None, None],
+        position_ids=torch.cat([prompt.positions, prompt.positions[..., -1:] + 1 + place], dim=-1),
+        use_cache=False,
+    ).last_hidden_state[0]
+    of_tokens = hidden[length:]  # (S, D), all completions one after the other
+    before = torch.where(place[:, None] > 0, of_tokens.roll(1, 0), hidden[length - 1])
+    every = token_log_probs(reasoner.model.lm_head(before).float(), temperature, reasoner.forbidden)  # (S, V)
+    log_probs = every.gather(1, tokens[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = torch.special.entr(every.exp()).sum(1)
+    is_seg = tokens == reasoner.seg_id
+    rows = owner[is_seg].unique()
+    first = torch.stack([(is_seg & (owner == row)).int().argmax() for row in rows]) if len(rows) else rows
+    return GroupPass(
+        *(pad_sequence(list(values.split(sizes)), batch_first=True) for values in (log_probs, entropy)),
+        mask=pad_sequence([torch.ones(size, device=device) for size in sizes], batch_first=True),
+        seg_states=of_tokens[first],
+        seg_rows=rows,
+    )

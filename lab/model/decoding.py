@@ -1,0 +1,170 @@
+"""Our own decode loop: a group of completions an image, over one encoded prompt that the group shares.
+
+In Hugging Face's `generate` a row is a completion. Here it is an image: the completions of its group stand side
+by side in one sequence behind the prompt, and the attention mask lets each see the prompt and itself alone, so that the
+prompt's keys exist once. Finished completions leave the sequence, finished images the batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    seed: int = 0
+
+
+class Prompt(NamedTuple):
+    """The prompts of B images, embedded, padded on the left."""
+
+    embeds: Tensor
+    """(B, P, D)."""
+    mask: Tensor
+    """(B, P), 1 for real tokens."""
+    positions: Tensor
+    """(B, P), or (3, B, P) for M-RoPE."""
+    sight: Tensor
+    """(B, 1, P, P) bool, which token (row) attends to which (column)."""
+
+
+class Step(NamedTuple):
+    """One more token of every unfinished completion: all fields (B', A), padded where `live` is False."""
+
+    images: Tensor
+    """Which of the B images."""
+    slots: Tensor
+    """Which completion of its group, 0..G-1."""
+    tokens: Tensor
+    log_probs: Tensor
+    """Of the tokens, at the sampling temperature (1 when greedy), before top-k and top-p."""
+    live: Tensor
+
+
+@torch.no_grad()
+def decode(
+    language_model: nn.Module,
+    lm_head: nn.Module,
+    prompt: Prompt,
+    group_size: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos_id: int,
+    forbidden: list[int],
+) -> Iterator[Step]:
+    """Write `group_size` completions for each prompt, a token at a time.
+
+    Args:
+        language_model: Takes `inputs_embeds`, a 4-d `attention_mask`, `position_ids` and a cache.
+        lm_head: Hidden states to logits.
+        prompt: Of B images.
+        group_size: Completions of each.
+        max_new_tokens: Where unfinished ones are cut.
+        sampling: How tokens are chosen.
+        eos_id: Ends a completion.
+        forbidden: Tokens that are never written.
+
+    Yields:
+        One `Step` a token, until all are finished.
+    """
+    device = prompt.embeds.device
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    cache = DynamicCache()
+    state = language_model(
+        inputs_embeds=prompt.embeds,
+        attention_mask=prompt.sight,
+        position_ids=prompt.positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1:]
+    logits = lm_head(state).expand(-1, group_size, -1)
+    slots = torch.arange(group_size, device=device).expand(len(logits), -1)
+    images = torch.arange(len(logits), device=device)[:, None].expand_as(slots)
+    live = torch.ones_like(slots, dtype=torch.bool)
+    of_prompt, positions = prompt.mask.bool(), prompt.positions[..., -1:]
+    owners = slots[:, :0]  # (B', K) the completion that each key behind the prompt belongs to
+    for _ in range(max_new_tokens):
+        tokens, log_probs = choose(logits.float(), sampling, forbidden, generator)
+        yield Step(images, slots, tokens, log_probs, live)
+        live = live & (tokens != eos_id)
+        if not live.any():
+            return
+        rows = live.any(1).nonzero()[:, 0]
+        if len(rows) < len(live):
+            cache.batch_select_indices(rows)
+            images, slots, tokens, live = images[rows], slots[rows], tokens[rows], live[rows]
+            of_prompt, owners, positions = of_prompt[rows], owners[rows], positions[..., rows, :]
+        first = live.int().argsort(dim=1, descending=True, stable=True)[:, : int(live.sum(1).max())]
+        images, slots, tokens, live = (field.gather(1, first) for field in (images, slots, tokens, live))
+        owners = torch.cat([owners, slots.masked_fill(~live, -1)], dim=1)
+        seen = torch.cat(
+            [of_prompt[:, None].expand(-1, slots.shape[1], -1), owners[:, None] == slots[..., None]], dim=2
+        )
+        positions = positions + 1
+        state = language_model(
+            inputs_embeds=language_model.get_input_embeddings()(tokens),
+            attention_mask=seen[:, None],
+            position_ids=positions.expand(*positions.shape[:-1], slots.shape[1]),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = lm_head(state)
+
+
+def collect(steps: Iterator[Step], images: int, group_size: int) -> tuple[list[list[list[int]]], list[list[Tensor]]]:
+    """All of `decode`: tokens `[image][slot]`, end-of-sequence included, and their log-probabilities (T,)."""
+    steps = list(steps)
+    tokens: list[list[list[int]]] = [[[] for _ in range(group_size)] for _ in range(images)]
+    log_probs: list[list[list[float]]] = [[[] for _ in range(group_size)] for _ in range(images)]
+    for step in steps:
+        live = step.live
+        for image, slot, token, log_prob in zip(
+            *(field[live].tolist() for field in (step.images, step.slots, step.tokens, step.log_probs))
+        ):
+            tokens[image][slot].append(token)
+            log_probs[image][slot].append(log_prob)
+    return tokens, [[torch.tensor(values) for values in group] for group in log_probs]
+
+
+def choose(
+    logits: Tensor, sampling: Sampling, forbidden: list[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Next tokens and their log-probabilities, both (B, A), from logits (B, A, vocabulary)."""
+    log_probs = token_log_probs(logits, sampling.temperature, forbidden)
+    if sampling.temperature == 0:
+        tokens = log_probs.argmax(-1)
+    else:
+        tokens = torch.multinomial(truncate(log_probs, sampling).exp().flatten(0, 1), 1, generator=generator)
+        tokens = tokens.view(logits.shape[:-1])
+    return tokens, log_probs.gather(-1, tokens[..., None])[..., 0]
+
+
+def token_log_probs(logits: Tensor, temperature: float, forbidden: list[int]) -> Tensor:
+    """Log-probabilities over the vocabulary (..., V) at a temperature (0 stands for 1), forbidden tokens left out."""
+    logits = logits / (temperature or 1.0)
+    return logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), -torch.inf).log_softmax(-1)
+
+
+def truncate(log_probs: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities (..., V) with those outside top-k and top-p at minus infinity; the likeliest always stays."""
+    if sampling.top_k:
+        least = log_probs.topk(min(sampling.top_k, log_probs.shape[-1]), dim=-1).values[..., -1:]
+        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = log_probs.log_softmax(-1).sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        log_probs = log_probs.masked_fill(cut, -torch.inf)
+    return log_probs

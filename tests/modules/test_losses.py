@@ -1,0 +1,45 @@
+"""Without these a loss could pull the model to another box, or another place, than that of the true mask."""
+
+import pytest
+import torch
+
+from lab.model.core_seg import CoreSegConfig, Output
+from lab.model.reasoner import ReasonerConfig
+from lab.model.segmenter import SegmenterConfig
+from modules.sft import Sft
+
+
+@pytest.fixture(scope="module")
+def sft():
+    return Sft(
+        CoreSegConfig(
+            SegmenterConfig(image_size=64, embed_dim=32, weights="random"),
+            ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
+        )
+    )
+
+
+def output(prompt_tokens=None, relevance=None):
+    rows = torch.arange(0 if prompt_tokens is None else len(prompt_tokens))
+    return Output(torch.zeros(1, 5), torch.zeros(len(rows), 32, 32), rows, prompt_tokens, relevance)
+
+
+def test_the_prompt_of_the_true_box_costs_nothing_and_another_does(sft):
+    target = torch.zeros(32, 32)
+    target[4:8, 10:20] = 1  # rows 8 to 16, columns 20 to 40 of the 64 px square
+    extra = torch.randn(1, 2, 32)
+
+    def loss(box):
+        return sft.prompt_loss(output(torch.cat([sft.core_seg.segmenter.box_prompt(box), extra], 1)), [target]).item()
+
+    assert loss(torch.tensor([[20.0, 8.0, 40.0, 16.0]])) == pytest.approx(0, abs=1e-9)
+    assert loss(torch.tensor([[20.0, 8.0, 44.0, 16.0]])) > 1e-3
+    assert sft.prompt_loss(output(torch.zeros(1, 4, 32)), [torch.zeros(32, 32)]) == 0  # drawn where there is nothing
+
+
+def test_relevance_is_learnt_where_the_mask_is(sft):
+    target = torch.zeros(32, 32)
+    target[0:3, 17:20] = 1  # upper right of the 2 x 2 visual tokens
+    right = torch.tensor([[-9.0, 9.0, -9.0, -9.0]])
+    assert sft.relevance_loss(output(relevance=right), [target]) < 1e-3
+    assert sft.relevance_loss(output(relevance=right.flip(1)), [target]) > 1
