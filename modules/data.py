@@ -67,8 +67,8 @@ class Lesions(L.LightningDataModule):
     predict_dataloader: Callable = test_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Samples stay as they are: the model moves their pixels."""
-        if isinstance(batch, (Sample, list)):
+        """Samples and lists of what belongs to an image stay as they are: the model moves the tensors that it needs."""
+        if isinstance(batch, Sample) or any(isinstance(value, list) for value in batch.values()):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

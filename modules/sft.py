@@ -3,24 +3,19 @@
 import math
 from dataclasses import asdict
 
-import lightning as L
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
-from lab.data.cache import FeatureCache
-from lab.data.dataset import AnswerDataset
-from lab.data.sample import Record, Sample
-from lab.evaluation.metrics import dice_iou
-from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output, Prediction
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
 from lab.model.release import segmenter_from_checkpoint
-from modules.optimisation import adamw_warmup_cosine
+from modules.reasoning import ReasoningModule
 
 
-class Sft(L.LightningModule):
+class Sft(ReasoningModule):
     """Teacher forcing on (image, query, reasoning, answer).
 
     Args:
@@ -73,22 +68,13 @@ class Sft(L.LightningModule):
         super().__init__()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}
         self.save_hyperparameters({"core_seg": asdict(core_seg), **arguments})
-        self.core_seg = CoreSeg(core_seg)
+        model = CoreSeg(core_seg)
         if segmenter_checkpoint is None:
-            self.core_seg.segmenter.load_pretrained()
+            model.segmenter.load_pretrained()
         else:
-            self.core_seg.segmenter.load_state_dict(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
-        self.core_seg.freeze_encoders()
-        self.core_seg.segmenter.to(memory_format=torch.channels_last)
+            model.segmenter.load_state_dict(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
+        self.hold(model, cache)
         self.loss = DiceCELoss(sigmoid=True)
-        self.cache = FeatureCache(cache, self.core_seg.encoders()) if cache else None
-
-    def training_data(self, records: list[Record]) -> AnswerDataset:
-        config, reasoner = self.core_seg.config.segmenter, self.core_seg.config.reasoner
-        mask_size = 4 * config.embedding_size
-        return AnswerDataset(
-            records, config.image_size, mask_size, reasoner.grid, reasoner.max_boxes, self.hparams.views, self.cache
-        )
 
     def training_step(self, batch: dict[str, list], batch_idx: int) -> Tensor:
         encoded = self.encode(batch)
@@ -160,44 +146,3 @@ class Sft(L.LightningModule):
         boxes[:, 2:] += 1  # it names the last cell, not its end
         box_tokens = segmenter.box_prompt(boxes * cell)
         return F.mse_loss(torch.stack([prompt[: box_tokens.shape[1]] for prompt, _ in drawn]).float(), box_tokens)
-
-    @torch.no_grad()
-    def encode(self, batch: dict[str, list]) -> Encoded:
-        """The frozen encoders' outputs: from the cache where it has them, else computed and stored there."""
-        missing = [row for row, features in enumerate(batch["features"]) if features is None]
-        rows = list(batch["features"])
-        if missing:
-            pixels = torch.stack([batch["pixels"][row] for row in missing])
-            computed = self.core_seg.encode(pixels.to(self.device))
-            for place, row in enumerate(missing):
-                rows[row] = {name: tensor[place].half() for name, tensor in computed._asdict().items()}  # as cached
-                if self.cache:
-                    self.cache.store(batch["pixels"][row], rows[row])
-        self.log("train/encoded", float(len(missing)), on_step=True)
-        return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
-
-    def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("val", sample)
-
-    def test_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("test", sample)
-
-    def predict_step(self, sample: Sample, batch_idx: int) -> dict:
-        answer = self.ask(sample)
-        return {"id": sample.record.id, "text": answer.text, "boxes": answer.boxes.tolist(), "mask": answer.mask}
-
-    def ask(self, sample: Sample) -> Prediction:
-        """The greedy answer to the record's query."""
-        return self.core_seg.predict([sample.image], [sample.record.query], self.hparams.max_new_tokens)[0]
-
-    def log_scores(self, stage: str, sample: Sample) -> None:
-        """Dice, IoU and failure (Dice 0 or an invalid answer) of the greedy answer."""
-        prediction = self.ask(sample)
-        dice, iou = dice_iou(prediction.mask, sample.mask) if prediction.has_mask else (0.0, 0.0)
-        scores = {"mDice": dice, "mIoU": iou, "failure_rate": float(dice == 0)}
-        named = {f"{stage}/{name}": score for name, score in scores.items()}
-        self.log_dict(named, prog_bar=True, batch_size=1, sync_dist=True)
-
-    def configure_optimizers(self) -> dict:
-        h = self.hparams
-        return adamw_warmup_cosine(self.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)

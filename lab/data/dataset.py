@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from lab.data.augment import augment, view
 from lab.data.cache import FeatureCache
-from lab.data.facts import measure
+from lab.data.facts import Facts, measure
 from lab.data.images import Frame, load_sample
 from lab.data.reasoning import write
 from lab.data.sample import Record, Sample, lesion_boxes
@@ -91,32 +91,42 @@ class AnswerDataset(Dataset):
         self.grid, self.max_boxes, self.views, self.cache = grid, max_boxes, views, cache
 
     def __getitem__(self, draws: Sequence[Draw]) -> dict[str, list]:
-        """Lists of B: `pixels` (S, S, 3) uint8, `features` (dict or None), `target` (h, w), `query`, `answer`."""
+        """Lists of B: `pixels` (S, S, 3) uint8, `features` (dict or None), `target` (h, w), `query`, `answer` and what
+        rewards are measured against: `boxes_norm` (N, 4), `facts`, `frame`; `id` and `view` for the record."""
         items = [self.item(*draw) for draw in draws]
         return {key: [item[key] for item in items] for key in items[0]}
 
     def item(self, index: int, seed: int) -> dict:
         rng = np.random.default_rng(seed)
-        sample = view(load_sample(self.records[index]), int(rng.integers(self.views)))
+        seen_as = int(rng.integers(self.views))
+        sample = view(load_sample(self.records[index]), seen_as)
         frame = Frame(*sample.image.shape[:2], self.image_size)
         pixels = torch.from_numpy(frame.image(sample.image))
+        facts, boxes_norm = measure(sample.image, sample.mask), boxes_to_name(sample.mask, self.max_boxes)
         return {
             "pixels": pixels,
             "features": self.cache.load(pixels) if self.cache else None,
             "target": soft_target(sample.mask, frame, self.mask_size),
             "query": sample.record.query,
-            "answer": true_answer(sample, self.grid, self.max_boxes, rng),
+            "answer": true_answer(sample.record, facts, boxes_norm, self.grid, rng),
+            "boxes_norm": boxes_norm,
+            "facts": facts,
+            "frame": frame,
+            "id": sample.record.id,
+            "view": seen_as,
         }
 
 
-def true_answer(sample: Sample, grid: int, max_boxes: int, rng: np.random.Generator) -> str:
+def boxes_to_name(mask: np.ndarray, limit: int) -> np.ndarray:
+    """The boxes that an answer lists: of the `limit` largest lesions, (N, 4) xyxy as shares of width and height."""
+    height, width = mask.shape
+    return lesion_boxes(mask, limit) / np.array([width, height] * 2, np.float32)
+
+
+def true_answer(record: Record, facts: Facts, boxes_norm: np.ndarray, grid: int, rng: np.random.Generator) -> str:
     """The answer to learn: the record's own reasoning, or one written from the measured facts, and the true boxes."""
-    record, (height, width) = sample.record, sample.mask.shape
-    boxes = lesion_boxes(sample.mask, max_boxes) / np.array([width, height] * 2, np.float32)
-    reasoning = record.reasoning or write(
-        measure(sample.image, sample.mask), record.modality, record.anatomy, record.lesion, rng
-    )
-    return render(reasoning, record.lesion, boxes, grid)
+    reasoning = record.reasoning or write(facts, record.modality, record.anatomy, record.lesion, rng)
+    return render(reasoning, record.lesion, boxes_norm, grid)
 
 
 class RecordDataset(Dataset):

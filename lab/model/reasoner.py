@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -84,13 +87,28 @@ class Reasoner(nn.Module):
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
-            from peft import LoraConfig, inject_adapter_in_model
+            self.add_lora(config.lora_rank)
 
-            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-            text_model.requires_grad_(False)
-            inject_adapter_in_model(
-                LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=targets), text_model
-            )
+    def add_lora(self, rank: int) -> None:
+        """Freeze the language model and train LoRA of this rank on its attention projections instead."""
+        self.config.lora_rank = rank
+        self.requires_grad_(False)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), self.model.model.language_model
+        )
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, LoRA is switched off: the model is the one that LoRA was added to."""
+        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
     @property
     def hidden_size(self) -> int:

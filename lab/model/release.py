@@ -146,6 +146,15 @@ def core_seg_from_checkpoint(path: Path | str) -> CoreSeg:
     return model.eval()
 
 
+def load_model(path: Path | str) -> CoreSeg:
+    """The model of a release folder or of one of your own checkpoints.
+
+    Raises:
+        ReleaseError: When it is neither.
+    """
+    return core_seg_from_checkpoint(path) if Path(path).suffix == ".ckpt" else load_release(path)
+
+
 def segmenter_from_checkpoint(path: Path | str) -> Segmenter:
     """The segmenter of one of your own stage-0 checkpoints.
 
