@@ -26,7 +26,7 @@ class Lesions(L.LightningDataModule):
         test: Manifest to test on; None takes `val`.
         test_split: Its split.
         val_limit: Validate on this many records, spread evenly over the manifest; 0 takes all.
-        steps_per_epoch: Optimiser steps between two checkpoints; Lightning calls this an epoch.
+        steps_per_epoch: Batches between two checkpoints; Lightning calls this an epoch.
         num_workers: Processes that load and augment.
         seed: Order of the records, and the augmentation of each draw.
     """
@@ -52,7 +52,9 @@ class Lesions(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         parts = [(part, split_of(part.manifest, part.split)) for part in self.train]
         dataset: Dataset = self.trainer.lightning_module.training_data([record for _, rs in parts for record in rs])
-        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, lambda: self.trainer.global_step)
+        inner_steps = self.trainer.lightning_module.hparams.get("inner_steps", 1)  # of the optimiser, for each batch
+        done = lambda: self.trainer.global_step // inner_steps  # noqa: E731
+        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, done)
         return self._loader(dataset, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:

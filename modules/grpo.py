@@ -155,29 +155,25 @@ class Grpo(ReasoningModule):
         for inner_step in range(h.inner_steps):
             passes = run()
             mask_logits = [self.masks(embedding, group) for embedding, group in zip(encoded.embeddings, passes)]
-            log_probs = flat(passes, "log_probs")
             if inner_step == 0:
-                old_log_probs = log_probs.detach()
+                old_log_probs = flat(passes, "log_probs").detach()
                 self.rollout = self.score(batch, completions, mask_logits)
-                taught = teaches(self.rollout.total)
+                taught = teaches(self.rollout.total).tolist()
                 self.log_rollout(self.rollout, passes, taught)
-            if taught.any():
-                rows = taught.repeat_interleave(h.group_size)
-                loss, metrics = policy_loss(
-                    log_probs[rows],
-                    old_log_probs[rows],
-                    self.rollout.advantages.flatten()[rows],
-                    flat(passes, "mask")[rows],
-                    reference[rows] if h.beta else None,
-                    h.beta,
-                    (h.clip_low, h.clip_high),
-                    h.loss_type,
-                    completions=len(rows),
-                    tokens=sum(len(c) for group in completions for c in group),
-                    max_tokens=h.max_new_tokens,
-                )
-                seg_loss = self.seg_loss(batch, mask_logits, taught)
-                self.log_dict({"train/policy_loss": loss, "train/seg_loss": seg_loss} | metrics)
+            loss, metrics = policy_loss(
+                flat([group if teaching else group.detached() for group, teaching in zip(passes, taught)], "log_probs"),
+                old_log_probs,
+                self.rollout.advantages.flatten(),
+                flat(passes, "mask"),
+                reference,
+                h.beta,
+                (h.clip_low, h.clip_high),
+                h.loss_type,
+                h.max_new_tokens,
+            )
+            seg_loss = self.seg_loss(batch, mask_logits, taught)
+            self.log_dict({"train/policy_loss": loss, "train/seg_loss": seg_loss} | metrics)
+            if any(taught):
                 self.manual_backward(loss + h.seg_weight * seg_loss)
             self.update()
 
@@ -218,11 +214,11 @@ class Grpo(ReasoningModule):
         advantages = group_advantages(total, self.hparams.scale).to(self.device)
         return Rollout(self.global_step, batch, completions, texts, answers, masks, dice, rewards, total, advantages)
 
-    def seg_loss(self, batch: dict[str, list], mask_logits: list[dict[int, Tensor]], taught: Tensor) -> Tensor:
+    def seg_loss(self, batch: dict[str, list], mask_logits: list[dict[int, Tensor]], taught: list[bool]) -> Tensor:
         """DiceCE on the masks of the groups that teach something; zero where none was drawn."""
         drawn = [
             (logits, target)
-            for group, target, teaching in zip(mask_logits, batch["target"], taught.tolist())
+            for group, target, teaching in zip(mask_logits, batch["target"], taught)
             for logits in group.values()
             if teaching
         ]
@@ -239,7 +235,7 @@ class Grpo(ReasoningModule):
         optimizer.zero_grad()
         self.lr_schedulers().step()
 
-    def log_rollout(self, rollout: Rollout, passes: list[GroupPass], taught: Tensor) -> None:
+    def log_rollout(self, rollout: Rollout, passes: list[GroupPass], taught: list[bool]) -> None:
         """Metrics by trl's names, and the lab's own."""
         mask = flat(passes, "mask")
         lengths = mask.sum(1)
@@ -248,7 +244,7 @@ class Grpo(ReasoningModule):
         values = {
             "reward": rollout.total.mean(),
             "reward_std": rollout.total.std(1).mean(),
-            "frac_reward_zero_std": 1 - taught.float().mean(),
+            "frac_reward_zero_std": 1 - torch.tensor(taught).float().mean(),
             "entropy": (flat(passes, "entropy") * mask).sum() / mask.sum(),
             "completions/mean_length": lengths.mean(),
             "completions/clipped_ratio": torch.tensor(unfinished).float().mean(),

@@ -48,8 +48,6 @@ def policy_loss(
     beta: float = 0.0,
     clip: tuple[float, float] = (0.2, 0.2),
     loss_type: LossType = "grpo",
-    completions: int | None = None,
-    tokens: int | None = None,
     max_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate with a KL penalty.
@@ -64,13 +62,10 @@ def policy_loss(
         clip: How far the ratio may fall below and rise above 1.
         loss_type: `grpo`: mean over a completion, then over completions; `dapo`: mean over all tokens (Yu et al. 2025);
             `dr_grpo`: sum over tokens / (completions x `max_tokens`).
-        completions: Number that the loss is a mean over; default N. Groups that teach nothing are left out of the
-            tensors, but not of the mean.
-        tokens: Likewise the number of tokens, for `dapo`; default those of `mask`.
         max_tokens: Longest completion allowed, for `dr_grpo`; default T.
 
     Returns:
-        The loss, and `kl`, `clip_ratio/low_mean`, `clip_ratio/high_mean` as means over the tokens given.
+        The loss, and `kl`, `clip_ratio/low_mean`, `clip_ratio/high_mean` as means over all tokens.
     """
     ratio = (log_probs - old_log_probs).exp()
     weights = advantages[:, None]
@@ -84,11 +79,10 @@ def policy_loss(
         metrics["kl"] = k3_kl(log_probs, reference)
         losses = losses + beta * metrics["kl"]
     mask = mask.to(losses)
-    completions = completions or len(mask)
     if loss_type == "grpo":
-        loss = ((losses * mask).sum(1) / mask.sum(1).clamp(min=1)).sum() / completions
+        loss = ((losses * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
     elif loss_type == "dapo":
-        loss = (losses * mask).sum() / (tokens or mask.sum().clamp(min=1))
+        loss = (losses * mask).sum() / mask.sum().clamp(min=1)
     else:
-        loss = (losses * mask).sum() / (completions * (max_tokens or mask.shape[1]))
+        loss = (losses * mask).sum() / (len(mask) * (max_tokens or mask.shape[1]))
     return loss, {name: (value * mask).sum().detach() / mask.sum() for name, value in metrics.items()}

@@ -24,6 +24,10 @@ class GroupPass(NamedTuple):
     seg_rows: Tensor
     """(M,) which completions those are."""
 
+    def detached(self) -> "GroupPass":
+        """The same values, from which no gradient goes back into the policy."""
+        return GroupPass(*(field.detach() for field in self))
+
 
 def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]], temperature: float) -> GroupPass:
     """Run the prompt once and all completions behind it; logits are made of completion tokens only.

@@ -1,0 +1,105 @@
+"""`rollouts/`: what was sampled and what it earned, and how a handful of validation images changes, as Parquet."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from pycocotools import mask as coco
+
+from lab.data.dataset import boxes_to_name
+from lab.data.facts import measure
+from lab.data.images import load_sample
+from lab.data.sample import Sample
+from lab.evaluation.metrics import dice_iou
+from lab.grpo.rewards import detect_rewards, faithful_rewards, format_rewards, segment_rewards
+from modules.grpo import Grpo
+
+
+class RolloutFiles(L.Callback):
+    """Writes `rollouts/step_*.parquet` (a row a completion) and `rollouts/followed_*.parquet` (a row an image).
+
+    Columns of both: `step`, `id`, `query`, `completion`, `boxes` (xyxy, shares of width and height), `dice`,
+    `reward_<name>`, `mask_size` (height, width) and `mask_rle` (COCO's run lengths). The former also have `view`
+    (the way in which the image was seen), `slot`, `reward` and `advantage`. Masks of the former are in the mask
+    decoder's cells, padding cut; of the latter in pixels of the image.
+
+    Args:
+        every: Optimiser steps between two files.
+        follow: Validation images, spread evenly, that are asked at every file.
+    """
+
+    def __init__(self, every: int = 10, follow: int = 6) -> None:
+        self.every, self.follow = every, follow
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Grpo, outputs: Any, batch: dict[str, list], batch_idx: int
+    ) -> None:
+        rollout = module.rollout
+        if rollout.step % self.every == 0 and trainer.is_global_zero:
+            self.write(trainer, f"step_{rollout.step:06d}", pd.DataFrame(self.sampled(module)))
+        if self.follow and trainer.is_global_zero and (rollout.step % self.every == 0 or self.is_last(trainer)):
+            rows = [self.asked(module, load_sample(record)) for record in self.followed(trainer)]
+            self.write(trainer, f"followed_{trainer.global_step:06d}", pd.DataFrame(rows))
+
+    def is_last(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step == trainer.max_steps
+
+    def followed(self, trainer: L.Trainer) -> list:
+        records = trainer.datamodule.val_dataloader().dataset.records
+        return [records[place * len(records) // self.follow] for place in range(min(self.follow, len(records)))]
+
+    def write(self, trainer: L.Trainer, name: str, rows: pd.DataFrame) -> None:
+        folder = Path(trainer.loggers[0].save_dir) / "rollouts"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}"
+        rows.to_parquet(temporary)
+        temporary.replace(folder / f"{name}.parquet")
+
+    def sampled(self, module: Grpo) -> list[dict]:
+        rollout, size = module.rollout, module.hparams.group_size
+        rows = []
+        for number, (text, answer, mask) in enumerate(zip(rollout.texts, rollout.answers, rollout.masks.numpy())):
+            image, slot = divmod(number, size)
+            frame = rollout.batch["frame"][image]
+            height, width = (max(1, round(side * len(mask) / frame.size)) for side in frame.inner)
+            rows.append(
+                {"step": rollout.step, "id": rollout.batch["id"][image], "view": rollout.batch["view"][image]}
+                | {"query": rollout.batch["query"][image], "slot": slot, "completion": text}
+                | {"boxes": answer.boxes_norm.tolist(), "dice": float(rollout.dice[image, slot])}
+                | {f"reward_{name}": float(values[image, slot]) for name, values in rollout.rewards.items()}
+                | {"reward": float(rollout.total[image, slot]), "advantage": float(rollout.advantages[image, slot])}
+                | run_lengths(mask[:height, :width])
+            )
+        return rows
+
+    def asked(self, module: Grpo, sample: Sample) -> dict:
+        said = module.ask(sample)
+        truth = boxes_to_name(sample.mask, module.core_seg.config.reasoner.max_boxes)
+        masks = (torch.from_numpy(mask)[None] for mask in (said.mask, sample.mask))
+        rewards = {
+            "format": format_rewards([said.text]),
+            "detect": detect_rewards([said.answer], [truth], module.rewards.match_iou),
+            "segment": segment_rewards(*masks, torch.tensor([said.has_mask]), module.rewards.segment_kind),
+            "faithful": faithful_rewards([said.answer], [measure(sample.image, sample.mask)]),
+        }
+        return (
+            {"step": module.global_step, "id": sample.record.id, "query": sample.record.query}
+            | {"completion": said.text, "boxes": said.answer.boxes_norm.tolist()}
+            | {"dice": dice_iou(said.mask, sample.mask)[0] if said.has_mask else 0.0}
+            | {f"reward_{name}": float(values) for name, values in rewards.items()}
+            | run_lengths(said.mask)
+        )
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """A mask (H, W) bool as `mask_size` and COCO's `mask_rle`; `read_mask` is the inverse."""
+    encoded = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"mask_size": list(encoded["size"]), "mask_rle": encoded["counts"].decode()}
+
+
+def read_mask(row: dict) -> np.ndarray:
+    """The mask (H, W) bool of a row."""
+    return coco.decode({"size": list(row["mask_size"]), "counts": row["mask_rle"].encode()}).astype(bool)

@@ -1,0 +1,205 @@
+"""Without these a GRPO run could not be believed: what it logs, what it keeps, and that stopping it costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from apps.cli import main
+from lab.data.manifest import read_manifest
+from lab.data.reason import write_reason
+from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.reasoner import ReasonerConfig
+from lab.model.release import core_seg_from_checkpoint, load_release, save_release
+from lab.model.segmenter import SegmenterConfig
+from modules.grpo import Grpo, Rewards, as_mask, flat
+from modules.rollouts import read_mask
+
+ROOT = Path(__file__).parents[2]
+STEPS, GROUP = 6, 8
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory):
+    """Eight synthetic images that are asked about in two ways or more; the last two are for validation."""
+    return write_reason(tmp_path_factory.mktemp("lesions"), 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A release of a model that has learnt nothing, but that writes tags often enough to be told apart by format."""
+    torch.manual_seed(0)
+    config = CoreSegConfig(
+        SegmenterConfig(image_size=64, embed_dim=32),
+        ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
+    )
+    model, folder = CoreSeg(config), tmp_path_factory.mktemp("start")
+    encoded, prompts = model._inputs([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
+    with torch.no_grad():
+        opened = model.reasoner.prompt(prompts, model.see(encoded))
+        state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]
+        tags = model.reasoner.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        model.reasoner.model.get_input_embeddings().weight[tags] = 6 * state / state.square().sum()
+    save_release(model, folder, "t", "nothing", half=False)
+    return folder
+
+
+def flags(lesions, start, name, *more, steps=STEPS):
+    part = f'[{{"manifest": "{lesions}", "per_batch": 2, "queries_per_image": 2}}]'
+    model, data = "--model.init_args", "--data.init_args"
+    return [
+        *("fit", "-c", str(ROOT / "configs" / "tiny" / "grpo.yaml"), f"--name={name}", f"{model}.start={start}"),
+        *(f"{model}.group_size={GROUP}", f"{model}.max_new_tokens=8", f"{model}.total_steps={STEPS}"),
+        *(f"{model}.cache=cache", f"{model}.learning_rate=0.01", f"{model}.warmup_steps=1"),
+        *(f"{data}.train={part}", f"{data}.val={lesions}", f"{data}.num_workers=0", f"{data}.steps_per_epoch=2"),
+        *(f"--trainer.max_steps={steps}", "--trainer.check_val_every_n_epoch=3", "--trainer.accelerator=cpu"),
+        "--trainer.callbacks=[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 2}}]",
+        *more,
+    ]
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "train/encoded")} for line in lines if "reward" in line]
+
+
+def same_runs(one, other):
+    assert [line["step"] for line in metrics(one)] == [line["step"] for line in metrics(other)]
+    for left, right in zip(metrics(one), metrics(other)):
+        assert left == pytest.approx(right, abs=1e-5)
+    names = [sorted(path.name for path in Path(f"runs/{run}/rollouts").iterdir()) for run in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        left, right = (pd.read_parquet(f"runs/{run}/rollouts/{name}") for run in (one, other))
+        assert left.completion.tolist() == right.completion.tolist() and left.dice.tolist() == right.dice.tolist()
+
+
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_a_resumed_run_equals_an_unbroken_one(lesions, start, inner_steps, tmp_path, monkeypatch):
+    """Curves, sampling and rollouts go on without a gap; the checkpoint is a model like any other."""
+    monkeypatch.chdir(tmp_path)
+    more = [f"--model.init_args.inner_steps={inner_steps}"]
+    assert main(flags(lesions, start, "whole", *more)) == 0
+    assert main(flags(lesions, start, "broken", *more, steps=2)) == 0
+    assert main(flags(lesions, start, "broken", *more, "--ckpt_path=last")) == 0
+    same_runs("whole", "broken")
+    assert [line["step"] for line in metrics("whole")] == list(range(0, STEPS, inner_steps))
+    assert metrics("whole")[-1]["num_tokens"] > metrics("whole")[0]["num_tokens"] > 0
+
+    rows = pd.read_parquet("runs/whole/rollouts/step_000000.parquet")
+    assert len(rows) == 2 * GROUP and set(rows.slot) == set(range(GROUP))
+    assert any(line["frac_reward_zero_std"] < 1 for line in metrics("whole")), "nothing was learnt from"
+    parts = rows.reward_format + rows.reward_detect + rows.reward_segment
+    assert rows.reward.tolist() == pytest.approx(parts.tolist())
+    assert read_mask(rows.iloc[0]).shape == tuple(rows.iloc[0].mask_size)
+    followed = pd.read_parquet(sorted(Path("runs/whole/rollouts").glob("followed_*"))[-1])
+    records = {record.id: record for record in read_manifest(lesions)}
+    assert len(followed) == 2
+    for row in followed.to_dict("records"):
+        assert read_mask(row).shape == (records[row["id"]].height, records[row["id"]].width)
+
+    model = core_seg_from_checkpoint("runs/whole/checkpoints/last.ckpt")
+    save_release(model, tmp_path / "release", "t", "nothing", half=False)
+    again = load_release(tmp_path / "release")
+    assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_a_killed_run_loses_and_repeats_no_step(lesions, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags(lesions, start, "whole")) == 0
+    command = [sys.executable, "-W", "ignore", "-m", "lab", *flags(lesions, start, "cut")]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    written = Path("runs/cut/metrics.jsonl")
+    end = time.monotonic() + 90
+    while not (written.is_file() and '"step": 3,' in written.read_text()):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main(flags(lesions, start, "cut", "--ckpt_path=last")) == 0
+    same_runs("whole", "cut")
+
+
+@pytest.fixture
+def grpo(start):
+    module = Grpo(str(start), rewards=Rewards(), group_size=3, max_new_tokens=6)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    return module
+
+
+@pytest.fixture
+def batch(grpo, lesions):
+    records = [record for record in read_manifest(lesions) if record.split == "train"]
+    return grpo.training_data(records)[[(0, 0), (1, 1)]]
+
+
+def texts_to_group(grpo, texts):
+    return [grpo.core_seg.reasoner.completion_ids(text) for text in texts]
+
+
+def test_rewards_are_those_of_the_answers(grpo, batch):
+    """The true answer earns full format and detect; noise nothing; an empty answer to a lesion no segment reward."""
+    true = batch["answer"][0]
+    empty = "<think> a </think><answer>No such lesion is found. The mask is empty.</answer>"
+    groups = [texts_to_group(grpo, [true, "noise", empty])] * 2
+    full = (as_mask(batch["target"][0]) * 2.0) - 1
+    rollout = grpo.score(batch, groups, [{0: full}, {0: full}])
+    assert rollout.rewards["format"][0].tolist() == [1, 0, 1]
+    assert rollout.rewards["detect"][0, 0] > 0.8 and rollout.rewards["detect"][0, 1:].tolist() == [0, 0]
+    assert rollout.rewards["segment"][0].tolist() == pytest.approx([3, -1, -1])
+    assert rollout.rewards["faithful"][0, 0] == 1
+    assert rollout.dice[0].tolist() == [1, 0, 0]
+    assert rollout.advantages[0, 0] > 0 > rollout.advantages[0, 1] and rollout.advantages.sum(1).abs().max() < 1e-5
+
+
+def test_a_group_of_equal_rewards_costs_no_backward(grpo, batch, monkeypatch):
+    calls = []
+    grpo.core_seg.reasoner.prompt_ids(batch["query"][0])
+    monkeypatch.setattr(grpo, "manual_backward", lambda loss: calls.append(loss))
+    monkeypatch.setattr(grpo, "update", lambda: None)
+    monkeypatch.setattr(type(grpo), "score", lambda self, *a, _score=Grpo.score: equal(_score(self, *a)))
+    grpo.training_step(batch, 0)
+    assert not calls
+
+
+def equal(rollout):
+    rollout.total = torch.ones_like(rollout.total)
+    return rollout
+
+
+def test_the_reference_is_the_model_of_the_start(grpo, start):
+    """And LoRA is trained again afterwards."""
+    torch.manual_seed(1)
+    for name, parameter in grpo.core_seg.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.tensor([[5, 6, 7]])
+    embeds = grpo.core_seg.reasoner.model.get_input_embeddings()(ids)
+    run = lambda model: model.reasoner.model.model.language_model(inputs_embeds=embeds).last_hidden_state  # noqa: E731
+    original = run(load_release(start))
+    with grpo.core_seg.reasoner.reference():
+        assert torch.equal(run(grpo.core_seg), original)
+    assert not torch.allclose(run(grpo.core_seg), original)
+    trained = {name for name, p in grpo.core_seg.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert all("lora" in name or name.startswith(("adapter", "segmenter.mask_decoder")) for name in trained)
+
+
+def test_flat_keeps_the_order_of_images_and_completions():
+    from types import SimpleNamespace as Pass
+
+    passes = [Pass(x=torch.tensor([[1.0, 2.0], [3.0, 0.0]])), Pass(x=torch.tensor([[4.0], [5.0]]))]
+    assert flat(passes, "x").tolist() == [[1, 2], [3, 0], [4, 0], [5, 0]]
