@@ -15,7 +15,8 @@ from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
 from lab.model.answer import Answer, parse
 from lab.model.decoding import Sampling
-from lab.model.reasoner import GREEDY, Reasoner, ReasonerConfig, pad
+from lab.model.qwen import reasoner_for
+from lab.model.reasoner import GREEDY, ReasonerConfig, pad
 from lab.model.segmenter import Segmenter, SegmenterConfig, normalise
 
 
@@ -80,7 +81,7 @@ class CoreSeg(nn.Module):
             raise LabError(f"segmenter.image_size {config.segmenter.image_size} is not a multiple of 32; change it")
         self.config = config
         self.segmenter = Segmenter(config.segmenter)
-        self.reasoner = Reasoner(config.reasoner)
+        self.reasoner = reasoner_for(config.reasoner)
         self.adapter = PromptAdapter(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
         self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
         if self.one_backbone:
@@ -89,7 +90,7 @@ class CoreSeg(nn.Module):
                     f"segmenter.image_size {config.segmenter.image_size} is not reasoner.image_size "
                     f"{config.reasoner.image_size}, but both see through one backbone; make them equal"
                 )
-            self.reasoner.model.model.vision_tower.timm_model = self.segmenter.image_encoder.backbone
+            self.reasoner.tower.timm_model = self.segmenter.image_encoder.backbone
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +104,7 @@ class CoreSeg(nn.Module):
 
     def encoders(self) -> tuple[nn.Module, nn.Module]:
         """The segmenter's image encoder and the reasoner's vision tower."""
-        return self.segmenter.image_encoder, self.reasoner.model.model.vision_tower
+        return self.segmenter.image_encoder, self.reasoner.tower
 
     def train(self, mode: bool = True) -> "CoreSeg":
         """As `nn.Module.train`, but frozen encoders stay in eval mode: their batch statistics must not move."""

@@ -44,13 +44,14 @@ class ReasonerConfig:
     """Which language model reasons, and how its answers are written."""
 
     model: str = "small"
-    """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of a FastVLM checkpoint."""
+    """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of FastVLM or Qwen2.5-VL."""
     hidden_size: int = 256
     """`small`: width of the language model."""
     layers: int = 4
     """`small`: transformer layers."""
     image_size: int = 320
-    """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32."""
+    """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32
+    (Qwen2.5-VL: 28 x 28)."""
     lora_rank: int = 0
     """Rank of LoRA on the attention projections; 0 trains the language model itself."""
     grid: int = 100
@@ -64,6 +65,8 @@ class ReasonerConfig:
 class Reasoner(nn.Module):
     """A FastVLM-architecture model behind the few calls that training, rollouts and inference share."""
 
+    image_token, pixels_per_token = IMAGE, 32
+
     def __init__(self, config: ReasonerConfig) -> None:
         super().__init__()
         self.config = config
@@ -76,7 +79,7 @@ class Reasoner(nn.Module):
                 self.model.resize_token_embeddings(len(self.tokenizer))
         text_model = self.model.model.language_model
         hidden_size = text_model.config.hidden_size
-        self.image_tokens = (config.image_size // 32) ** 2
+        self.image_tokens = (config.image_size // self.pixels_per_token) ** 2
         self.relevance = nn.Linear(hidden_size, 1)
         self.small = config.model == "small"
         if self.small:
@@ -84,7 +87,7 @@ class Reasoner(nn.Module):
             self.visual_norm = nn.LayerNorm(hidden_size)
             nn.init.constant_(self.visual_norm.weight, INIT_STD)
             self.image_positions = nn.Parameter(INIT_STD * torch.randn(self.image_tokens, hidden_size))
-        self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, IMAGE])
+        self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, self.image_token])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
             self.add_lora(config.lora_rank)
@@ -111,6 +114,11 @@ class Reasoner(nn.Module):
                 layer.enable_adapters(True)
 
     @property
+    def tower(self) -> nn.Module:
+        """The vision tower, which stays frozen."""
+        return self.model.model.vision_tower
+
+    @property
     def hidden_size(self) -> int:
         return self.model.model.language_model.config.hidden_size
 
@@ -122,7 +130,9 @@ class Reasoner(nn.Module):
         content = [{"type": "text", "text": query.replace("<", " ").replace(">", " ")}, {"type": "image"}]
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer.encode(text.replace(IMAGE, IMAGE * self.image_tokens), add_special_tokens=False)
+        return self.tokenizer.encode(
+            text.replace(self.image_token, self.image_token * self.image_tokens), add_special_tokens=False
+        )
 
     def completion_ids(self, text: str) -> list[int]:
         """An answer's tokens, with the end-of-sequence token."""
@@ -135,7 +145,7 @@ class Reasoner(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Padded squares (B, S, S, 3) uint8 RGB to features of the vision tower (B, image_tokens, channels)."""
-        return self.model.model.vision_tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
+        return self.tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
 
     def see(self, features: Tensor, embeddings: Tensor) -> Tensor:
         """Visual tokens (B, image_tokens, D).
@@ -186,9 +196,13 @@ class Reasoner(nn.Module):
         return self.model.model.language_model(
             inputs_embeds=self.embed(input_ids, visual),
             attention_mask=seen,
-            position_ids=positions(attention_mask),
+            position_ids=self.positions(input_ids, attention_mask),
             use_cache=False,
         ).last_hidden_state
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) positions that count real tokens only, so that padding on the left changes nothing."""
+        return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def sight(self, attention_mask: Tensor, is_completion: Tensor) -> Tensor:
         """Which token (row) attends to which (column), (B, 1, T, T) bool, from two masks (B, T).
@@ -206,7 +220,8 @@ class Reasoner(nn.Module):
     def prompt(self, prompts: list[list[int]], visual: Tensor) -> Prompt:
         """Prompts of `prompt_ids` with their images' visual tokens (B, image_tokens, D), ready for decoding."""
         input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
-        return Prompt(self.embed(input_ids, visual), mask, positions(mask), self.sight(mask, torch.zeros_like(mask)))
+        sight = self.sight(mask, torch.zeros_like(mask))
+        return Prompt(self.embed(input_ids, visual), mask, self.positions(input_ids, mask), sight)
 
     @property
     def forbidden(self) -> list[int]:
@@ -229,11 +244,6 @@ class Reasoner(nn.Module):
         """One completion a prompt, each up to and including its end-of-sequence token."""
         groups, _ = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling), len(prompts), 1)
         return [completion for (completion,) in groups]
-
-
-def positions(attention_mask: Tensor) -> Tensor:
-    """(B, T) positions that count real tokens only, so that padding on the left changes nothing."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def pad(
