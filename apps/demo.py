@@ -9,11 +9,16 @@ from lab.data.manifest import read_manifest
 from lab.errors import LabError
 
 FOLDER = Path("runs/demo")
-SHARE_OF_STAGE_0 = 0.55
-"""Of the minutes for training; the rest is stage 1."""
-STEPS_PER_MINUTE = {"segmenter": 60, "sft": 60}
+SHARES = {"segmenter": 0.5, "sft": 0.38, "grpo": 0.12}
+"""Of the minutes for training."""
+STEPS_PER_MINUTE = {"segmenter": 60, "sft": 60, "grpo": 16}
 """Optimiser steps of the demo's small images that 2 cores do; this sets where the cosine ends."""
 IMAGE_SIZE, IMAGES, EVALUATED = 192, 1200, 120
+STAGES = {
+    "segmenter": "stage 0: a small SAM learns to segment from boxes",
+    "sft": "stage 1: the language model learns to reason, to name boxes, and to prompt the segmenter",
+    "grpo": "stage 2: it tries several answers to each image, and those that earn more become likelier",
+}
 
 
 def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
@@ -21,7 +26,7 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
 
     Args:
         data: A manifest, or empty for synthetic lesions.
-        minutes: For both trainings together.
+        minutes: For all of the training together.
         page: Open the page at the end.
         port: Of the page.
     """
@@ -32,22 +37,18 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     reason = FOLDER / "reason" / "manifest.jsonl"
     synthesis = ["data", "synthesize", "--size", str(IMAGE_SIZE)]
     if not data:
-        part("1/5 synthetic lesions (half a minute)", manifest, [*synthesis, str(manifest.parent), "--n", str(IMAGES)])
+        part("1/6 synthetic lesions (half a minute)", manifest, [*synthesis, str(manifest.parent), "--n", str(IMAGES)])
     part(
-        "1/5 lesions to be told apart by a query",
+        "1/6 lesions to be told apart by a query",
         reason,
         [*synthesis, str(reason.parent), "--n", "400", "--kind=reason"],
     )
-    budget = {"segmenter": minutes * SHARE_OF_STAGE_0, "sft": minutes * (1 - SHARE_OF_STAGE_0)}
-    say("2/5 stage 0: a small SAM learns to segment from boxes")
-    stage("segmenter", budget["segmenter"], manifest, reason)
-    say("3/5 stage 1: the language model learns to reason, to name boxes, and to prompt the segmenter")
-    stage("sft", budget["sft"], manifest, reason)
+    for number, (name, title) in enumerate(STAGES.items(), start=2):
+        say(f"{number}/6 {title}")
+        stage(name, minutes * SHARES[name], manifest, reason)
     release = FOLDER / "release"
-    checkpoint = FOLDER / "sft" / "checkpoints" / "last.ckpt"
-    part(
-        "4/5 the release", release / "config.json", ["release", str(checkpoint), str(release), "--title=CORE-Seg demo"]
-    )
+    arguments = ["release", str(checkpoint("grpo")), str(release), "--title=CORE-Seg demo"]
+    part("5/6 the release", release / "config.json", arguments)
     evaluation = [
         "evaluate",
         str(release),
@@ -55,7 +56,7 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
         f"--limit={EVALUATED}",
         f"--out={FOLDER / 'evaluation'}",
     ]
-    part("5/5 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
+    part("6/6 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
     if page:
         from apps.page import launch
 
@@ -70,36 +71,45 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
     if done.exists():
         return say("    already done")
     steps = max(4, round(minutes * STEPS_PER_MINUTE[name] / 4) * 4)
+    images = 4 if name == "grpo" else 8
     parts = [
-        {"manifest": str(manifest), "per_batch": 8},
-        {"manifest": str(reason), "per_batch": 8, "queries_per_image": 2},
+        {"manifest": str(manifest), "per_batch": images},
+        {"manifest": str(reason), "per_batch": images, "queries_per_image": 2},
     ]
     model = "--model.init_args."
-    core = "core_seg." if name == "sft" else ""
     flags = [
         f"--name=demo/{name}",
         f"--trainer.max_steps={steps}",
         "--trainer.check_val_every_n_epoch=4",
         f"{model}total_steps={steps}",
-        f"{model}{core}segmenter.image_size={IMAGE_SIZE}",
         f"--data.init_args.train={parts}",
         f"--data.init_args.val={manifest}",
         "--data.init_args.val_limit=30",
         f"--data.init_args.steps_per_epoch={steps // 4}",
         f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(96 * minutes))}",  # a slow machine stops here
     ]
-    if name == "sft":
-        flags += [
+    flags += {
+        "segmenter": [f"{model}segmenter.image_size={IMAGE_SIZE}"],
+        "sft": [
+            f"{model}core_seg.segmenter.image_size={IMAGE_SIZE}",
             f"{model}core_seg.reasoner.image_size={IMAGE_SIZE}",
-            f"{model}segmenter_checkpoint={FOLDER / 'segmenter' / 'checkpoints' / 'last.ckpt'}",
+            f"{model}segmenter_checkpoint={checkpoint('segmenter')}",
             f"{model}cache={FOLDER / 'cache'}",
-            f"{model}own_text_after={steps // 2}",
-        ]
+            f"{model}views=2",
+            f"{model}decoder_after={steps // 4}",
+            f"{model}own_text_after={steps * 3 // 4}",
+        ],
+        "grpo": [f"{model}start={checkpoint('sft')}", f"{model}cache={FOLDER / 'cache'}", f"{model}views=2"],
+    }[name]
     if (folder / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")
     config = Path(__file__).parents[1] / "configs" / "tiny" / f"{name}.yaml"
     core_seg("fit", "-c", str(config), *flags)
     done.touch()
+
+
+def checkpoint(stage_name: str) -> Path:
+    return FOLDER / stage_name / "checkpoints" / "last.ckpt"
 
 
 def part(title: str, result: Path, arguments: list[str]) -> None:

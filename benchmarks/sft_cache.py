@@ -8,41 +8,16 @@ Both run the same batches of the same model, one after the other in one process;
 import json
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks.clock import Clock
 from lab.data.manifest import read_manifest
 from lab.evaluation.report import machine
 from lab.model.core_seg import CoreSegConfig
 from modules.sft import Sft
-
-
-class Clock:
-    """Seconds by part, of whatever was timed."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-
-    def wrap(self, owner: object, method: str, part: str) -> None:
-        """Time every call of a method."""
-        call = getattr(owner, method)
-
-        def timed(*args, **kwargs):
-            with self.time(part):
-                return call(*args, **kwargs)
-
-        setattr(owner, method, timed)
 
 
 def measure(cache: str | None, manifest: Path, steps: int, batch_size: int) -> dict:

@@ -1,5 +1,7 @@
 """What stage 1 and stage 2 share: a CORE-Seg model on frozen, cached encoders, its data and its validation."""
 
+from collections import defaultdict
+
 import lightning as L
 import torch
 
@@ -34,15 +36,19 @@ class ReasoningModule(L.LightningModule):
     @torch.no_grad()
     def encode(self, batch: dict[str, list]) -> Encoded:
         """The frozen encoders' outputs: from the cache where it has them, else computed and stored there."""
-        missing = [row for row, features in enumerate(batch["features"]) if features is None]
-        rows = list(batch["features"])
+        rows, missing = list(batch["features"]), defaultdict(list)  # pixels: the rows that show them, for other queries
+        for row, features in enumerate(rows):
+            if features is None:
+                missing[batch["pixels"][row].numpy().tobytes()].append(row)
         if missing:
-            pixels = torch.stack([batch["pixels"][row] for row in missing])
+            pixels = torch.stack([batch["pixels"][same[0]] for same in missing.values()])
             computed = self.core_seg.encode(pixels.to(self.device))
-            for place, row in enumerate(missing):
-                rows[row] = {name: tensor[place].half() for name, tensor in computed._asdict().items()}  # as cached
+            for place, same in enumerate(missing.values()):
+                features = {name: tensor[place].half() for name, tensor in computed._asdict().items()}  # as cached
+                for row in same:
+                    rows[row] = features
                 if self.cache:
-                    self.cache.store(batch["pixels"][row], rows[row])
+                    self.cache.store(batch["pixels"][same[0]], features)
         self.log("train/encoded", float(len(missing)), on_step=True)
         return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
 

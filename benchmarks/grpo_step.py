@@ -1,0 +1,230 @@
+"""One GRPO step of the lab against one of trl's `GRPOTrainer`: time, peak memory, and where ours spends its time.
+
+    .venv/bin/pip install -r benchmarks/requirements.txt
+    python -m benchmarks.grpo_step --out docs/results/grpo_step.json
+
+The same FastVLM of `tiny` with the same LoRA, the same 8 images x 8 completions x 96 tokens and one optimiser step, one
+after another in one process, in float32. Ours is measured as it trains (scene, masks, segment reward and DiceCE, which
+trl's does not have) and with text rewards alone, as trl's. trl's is measured with its defaults (gradient checkpointing
+on, no KL) and without checkpointing. Ratios count, not seconds.
+"""
+
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.clock import Clock, PeakMemory
+from lab.data.manifest import read_manifest
+from lab.data.synthetic import write_plain
+from lab.evaluation.report import machine
+from lab.grpo.rewards import format_rewards
+from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.reasoner import IMAGE
+from lab.model.release import load_release, save_release
+from modules import grpo
+from modules.grpo import Grpo, Rewards
+
+IMAGES, GROUP, TOKENS, LORA, SIZE = 8, 8, 96, 16, 320
+SEED = 0
+
+
+class Stopwatch(L.Callback):
+    """Seconds of each training batch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
+    """Our step.
+
+    Args:
+        start: Release of the model.
+        manifest: Of the images.
+        steps: Timed after one that warms up.
+        masks: Whether masks are drawn, rewarded and trained, or only text as in trl.
+    """
+    rewards = Rewards() if masks else Rewards(detect=0.0, segment=0.0)
+    module = Grpo(str(start), LORA, rewards=rewards, views=1, group_size=GROUP, max_new_tokens=TOKENS, beta=0.0)
+    never_ends(module.core_seg.reasoner)
+    if not masks:
+        module.masks = lambda embedding, group: {}
+    clock, watch = Clock(), Stopwatch()
+    clock.wrap(module, "encode", "encoders")
+    clock.wrap(module, "score", "rewards")
+    clock.wrap(module, "masks", "forward: adapter and mask decoder")
+    clock.wrap(module, "manual_backward", "backward")
+    clock.wrap(module, "update", "optimiser")
+    real = grpo.collect, grpo.group_pass
+    clock.wrap(grpo, "collect", "rollout")
+    clock.wrap(grpo, "group_pass", "forward: language model")
+    data = module.training_data(read_manifest(manifest)[:IMAGES])
+    loader = DataLoader(
+        [[(row, 0) for row in range(IMAGES)]] * (steps + 1), batch_size=None, collate_fn=data.__getitem__
+    )
+    trainer = L.Trainer(
+        max_steps=steps + 1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[watch],
+    )
+    with PeakMemory() as memory:
+        trainer.fit(module, loader)
+    grpo.collect, grpo.group_pass = real
+    lengths = {len(completion) for group in module.rollout.completions for completion in group}
+    assert lengths == {TOKENS}, lengths
+    total = sum(clock.seconds.values())
+    share = {part: round(seconds / total, 3) for part, seconds in clock.seconds.items()}
+    return result(watch.seconds[1:], memory) | {"share_of_time": share}
+
+
+def theirs(start: Path, manifest: Path, steps: int, checkpointing: bool) -> dict:
+    """trl's step: `GRPOTrainer` on images and prompts, rewarded for format."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import LlavaProcessor, SiglipImageProcessor, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    reasoner = load_release(start).reasoner
+    never_ends(reasoner)
+    tokenizer = reasoner.tokenizer
+    tokenizer.image_token = IMAGE
+    processor = LlavaProcessor(
+        SiglipImageProcessor(size={"height": SIZE, "width": SIZE}),
+        tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+        image_token=IMAGE,
+    )
+    records = read_manifest(manifest)[:IMAGES]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": record.query}],
+            "image": Image.fromarray(np.asarray(Image.open(record.image).convert("RGB"))),
+        }
+        for record in records
+    ]
+
+    def format_reward(completions: list, **_: object) -> list[float]:
+        return format_rewards([completion[0]["content"] for completion in completions]).tolist()
+
+    class Watch(TrainerCallback):
+        seconds: list[float] = []
+
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.seconds.append(time.perf_counter() - self.start)
+
+    watch = Watch()
+    watch.seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=reasoner.model,
+            reward_funcs=format_reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=IMAGES * GROUP,
+                num_generations=GROUP,
+                max_completion_length=TOKENS,
+                max_steps=steps + 1,
+                learning_rate=1e-4,
+                bf16=False,
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+                gradient_checkpointing=checkpointing,
+                seed=SEED,
+            ),
+            train_dataset=Dataset.from_list(rows * (steps + 1)),
+            processing_class=processor,
+            peft_config=LoraConfig(
+                r=LORA, lora_alpha=2 * LORA, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]
+            ),
+            callbacks=[watch],
+        )
+        with PeakMemory() as memory:
+            trainer.train()
+    return result(watch.seconds[1:], memory)
+
+
+def never_ends(reasoner: torch.nn.Module) -> None:
+    """Every completion gets its 96 tokens, on both sides."""
+    reasoner.model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(-1, torch.tensor(reasoner.eos_id), -30.0)
+    )
+
+
+def result(seconds: list[float], memory: PeakMemory) -> dict:
+    return {"seconds": round(float(np.median(seconds)), 3), "peak_mb": round(memory.megabytes)}
+
+
+def main(out: Path | None = None, steps: int = 3) -> None:
+    """Measure and print; the last line is JSON.
+
+    Args:
+        out: Also written here.
+        steps: Optimiser steps that are timed, after one that warms up.
+    """
+    torch.set_num_threads(2)
+    L.seed_everything(SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        start, manifest = Path(folder) / "start", write_plain(Path(folder) / "data", IMAGES * 2, seed=SEED, size=SIZE)
+        save_release(CoreSeg(CoreSegConfig()), start, "benchmark", "nothing", half=False)
+        sides = {
+            "ours": lambda: ours(start, manifest, steps, masks=True),
+            "ours_text_only": lambda: ours(start, manifest, steps, masks=False),
+            "trl": lambda: theirs(start, manifest, steps, checkpointing=True),
+            "trl_without_checkpointing": lambda: theirs(start, manifest, steps, checkpointing=False),
+        }
+        measured = {}
+        for name, side in sides.items():
+            gc.collect()
+            measured[name] = side()
+            print(
+                f"{name}: {measured[name]['seconds']} s a step, peak memory {measured[name]['peak_mb']} MB", flush=True
+            )
+    for part, share in sorted(measured["ours"]["share_of_time"].items(), key=lambda item: -item[1]):
+        print(f"  {share:6.1%}  {part}")
+    ratios = {
+        "speedup": ratio(measured, "trl", "ours", "seconds"),
+        "memory_ratio": ratio(measured, "ours", "trl", "peak_mb"),
+    }
+    ratios["speedup_text_only"] = ratio(measured, "trl", "ours_text_only", "seconds")
+    ratios["memory_ratio_text_only"] = ratio(measured, "ours_text_only", "trl", "peak_mb")
+    fast = "trl_without_checkpointing"
+    ratios["speedup_without_checkpointing"] = ratio(measured, fast, "ours", "seconds")
+    ratios["speedup_text_only_without_checkpointing"] = ratio(measured, fast, "ours_text_only", "seconds")
+    line = json.dumps(ratios | measured | machine())
+    if out:
+        out.write_text(line + "\n")
+    print(line)
+
+
+def ratio(measured: dict, above: str, below: str, what: str) -> float:
+    return round(measured[above][what] / measured[below][what], 2)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
