@@ -99,7 +99,12 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
             f"{model}decoder_after={steps // 4}",
             f"{model}own_text_after={steps * 3 // 4}",
         ],
-        "grpo": [f"{model}start={checkpoint('sft')}", f"{model}cache={FOLDER / 'cache'}", f"{model}views=2"],
+        "grpo": [
+            f"{model}warmup_steps=2",
+            f"{model}start={checkpoint('sft')}",
+            f"{model}cache={FOLDER / 'cache'}",
+            f"{model}views=2",
+        ],
     }[name]
     if (folder / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")

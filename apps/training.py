@@ -13,7 +13,7 @@ from lab.errors import LabError
 from lab.model.release import read_checkpoint
 from modules.callbacks import JsonlLogger, PredictionFiles, RunKeeper, RunProgress, checkpoints
 
-PLACES = {"cache", "segmenter_checkpoint"}
+PLACES = {"cache", "segmenter_checkpoint", "start"}
 """Hyper-parameters that say where something lies; they may change between a run and its resumption."""
 
 

@@ -2,12 +2,14 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lab.errors import LabError
 from lab.grpo.objective import LossType, Scale, group_advantages, policy_loss, teaches
 from lab.grpo.policy import GroupPass, group_pass
 from lab.grpo.rewards import (
@@ -40,6 +42,8 @@ class Rewards:
     """Weight of the share of claims that the measured facts confirm, 0..1."""
     segment_kind: SegmentReward = "paper"
     """`paper`, `residual` or `dice`; see `lab.grpo.rewards.segment_rewards`."""
+    giou_of: Literal["boxes", "areas"] = "boxes"
+    """`paper`: GIoU of the boxes around the masks, or of the masks' pixels."""
     match_iou: float = MATCH_IOU
     """IoU above which a matched pair of boxes counts."""
 
@@ -128,7 +132,13 @@ class Grpo(ReasoningModule):
         super().__init__()
         rewards = rewards or Rewards()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "rewards", "__class__")}
+        if group_size < 2 or temperature <= 0 or not 0 < top_p <= 1:
+            raise LabError(
+                f"group_size {group_size}, temperature {temperature}, top_p {top_p}: a group is 2 or more completions "
+                "that can differ; set group_size >= 2, temperature > 0 and 0 < top_p <= 1"
+            )
         model = load_model(Path(start))
+        model.reasoner.requires_grad_(False)
         model.reasoner.add_lora(lora_rank)
         self.save_hyperparameters({"core_seg": asdict(model.config), "rewards": asdict(rewards), **arguments})
         self.hold(model, cache)
@@ -205,7 +215,7 @@ class Grpo(ReasoningModule):
         rewards = {
             "format": format_rewards(texts),
             "detect": detect_rewards(answers, [batch["boxes_norm"][image] for image in each], weights.match_iou),
-            "segment": segment_rewards(masks, truth, has_mask, weights.segment_kind),
+            "segment": segment_rewards(masks, truth, has_mask, weights.segment_kind, weights.giou_of),
             "faithful": faithful_rewards(answers, [batch["facts"][image] for image in each]),
         }
         rewards = {name: values.view(-1, size) for name, values in rewards.items()}
@@ -215,12 +225,13 @@ class Grpo(ReasoningModule):
         return Rollout(self.global_step, batch, completions, texts, answers, masks, dice, rewards, total, advantages)
 
     def seg_loss(self, batch: dict[str, list], mask_logits: list[dict[int, Tensor]], taught: list[bool]) -> Tensor:
-        """DiceCE on the masks of the groups that teach something; zero where none was drawn."""
+        """DiceCE on the masks of valid answers, of the groups that teach something; zero where none was drawn."""
+        size = self.hparams.group_size
         drawn = [
-            (logits, target)
-            for group, target, teaching in zip(mask_logits, batch["target"], taught)
-            for logits in group.values()
-            if teaching
+            (logits, batch["target"][image])
+            for image, group in enumerate(mask_logits)
+            for slot, logits in group.items()
+            if taught[image] and self.rollout.answers[image * size + slot].valid
         ]
         if not drawn:
             return torch.zeros((), device=self.device)
@@ -236,17 +247,22 @@ class Grpo(ReasoningModule):
         self.lr_schedulers().step()
 
     def log_rollout(self, rollout: Rollout, passes: list[GroupPass], taught: list[bool]) -> None:
-        """Metrics by trl's names, and the lab's own."""
+        """Metrics by trl's names and definitions, and the lab's own: `reward_group_std` is the mean deviation within
+        groups, `rewards/<name>/frac_zero_std` the share of groups in which that reward alone tells nothing apart."""
         mask = flat(passes, "mask")
         lengths = mask.sum(1)
         unfinished = [c[-1] != self.core_seg.reasoner.eos_id for group in rollout.completions for c in group]
-        self.num_tokens += int(lengths.sum())
+        prompts = [len(self.core_seg.reasoner.prompt_ids(query)) for query in rollout.batch["query"]]
+        self.num_tokens += int(lengths.sum()) + self.hparams.group_size * sum(prompts)
         values = {
             "reward": rollout.total.mean(),
-            "reward_std": rollout.total.std(1).mean(),
+            "reward_std": rollout.total.std(),
+            "reward_group_std": rollout.total.std(1).mean(),
             "frac_reward_zero_std": 1 - torch.tensor(taught).float().mean(),
             "entropy": (flat(passes, "entropy") * mask).sum() / mask.sum(),
             "completions/mean_length": lengths.mean(),
+            "completions/min_length": lengths.min(),
+            "completions/max_length": lengths.max(),
             "completions/clipped_ratio": torch.tensor(unfinished).float().mean(),
             "num_tokens": self.num_tokens.float(),
             "dice": rollout.dice.mean(),
@@ -255,10 +271,11 @@ class Grpo(ReasoningModule):
             "claims/faithful": rollout.rewards["faithful"].mean(),
         }
         for name, rewards in rollout.rewards.items():
-            values |= {f"rewards/{name}/mean": rewards.mean(), f"rewards/{name}/std": rewards.std(1).mean()}
+            values |= {f"rewards/{name}/mean": rewards.mean(), f"rewards/{name}/std": rewards.std()}
+            values[f"rewards/{name}/frac_zero_std"] = 1 - teaches(rewards).float().mean()
         shown = ("reward", "dice", "failure_rate")
-        self.log_dict({name: values.pop(name) for name in shown}, prog_bar=True)
-        self.log_dict(values)
+        self.log_dict({name: values.pop(name) for name in shown}, prog_bar=True, sync_dist=True)
+        self.log_dict(values, sync_dist=True)
 
 
 def flat(passes: list[GroupPass], field: str) -> Tensor:

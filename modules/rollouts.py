@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from pycocotools import mask as coco
 
 from lab.data.dataset import boxes_to_name
@@ -28,31 +29,46 @@ class RolloutFiles(L.Callback):
 
     Args:
         every: Optimiser steps between two files.
-        follow: Validation images, spread evenly, that are asked at every file.
+        follow: Validation images, spread evenly, asked before the first step, every so often, and at the end.
     """
 
     def __init__(self, every: int = 10, follow: int = 6) -> None:
         self.every, self.follow = every, follow
 
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, module: Grpo) -> None:
+        """Drop what a resumed run writes again, and ask the followed images before the first step."""
+        for path in self.folder(trainer).glob("*_[0-9]*.parquet"):
+            step = int(path.stem.rpartition("_")[2])
+            if step >= trainer.global_step + path.stem.startswith("followed"):
+                path.unlink()
+        if trainer.global_step == 0:
+            self.ask(trainer, module)
+
+    @rank_zero_only
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Grpo, outputs: Any, batch: dict[str, list], batch_idx: int
     ) -> None:
-        rollout = module.rollout
-        if rollout.step % self.every == 0 and trainer.is_global_zero:
-            self.write(trainer, f"step_{rollout.step:06d}", pd.DataFrame(self.sampled(module)))
-        if self.follow and trainer.is_global_zero and (rollout.step % self.every == 0 or self.is_last(trainer)):
+        before, after = module.rollout.step, trainer.global_step
+        if -before % self.every < after - before:
+            self.write(trainer, f"step_{before:06d}", pd.DataFrame(self.sampled(module)))
+        if before // self.every < after // self.every or 0 < trainer.max_steps <= after:
+            self.ask(trainer, module)
+
+    def ask(self, trainer: L.Trainer, module: Grpo) -> None:
+        if self.follow:
             rows = [self.asked(module, load_sample(record)) for record in self.followed(trainer)]
             self.write(trainer, f"followed_{trainer.global_step:06d}", pd.DataFrame(rows))
 
-    def is_last(self, trainer: L.Trainer) -> bool:
-        return trainer.global_step == trainer.max_steps
+    def folder(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.loggers[0].save_dir) / "rollouts"
 
     def followed(self, trainer: L.Trainer) -> list:
         records = trainer.datamodule.val_dataloader().dataset.records
         return [records[place * len(records) // self.follow] for place in range(min(self.follow, len(records)))]
 
     def write(self, trainer: L.Trainer, name: str, rows: pd.DataFrame) -> None:
-        folder = Path(trainer.loggers[0].save_dir) / "rollouts"
+        folder = self.folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{name}"
         rows.to_parquet(temporary)
@@ -79,10 +95,11 @@ class RolloutFiles(L.Callback):
         said = module.ask(sample)
         truth = boxes_to_name(sample.mask, module.core_seg.config.reasoner.max_boxes)
         masks = (torch.from_numpy(mask)[None] for mask in (said.mask, sample.mask))
+        weights, has_mask = module.rewards, torch.tensor([said.has_mask])
         rewards = {
             "format": format_rewards([said.text]),
-            "detect": detect_rewards([said.answer], [truth], module.rewards.match_iou),
-            "segment": segment_rewards(*masks, torch.tensor([said.has_mask]), module.rewards.segment_kind),
+            "detect": detect_rewards([said.answer], [truth], weights.match_iou),
+            "segment": segment_rewards(*masks, has_mask, weights.segment_kind, weights.giou_of),
             "faithful": faithful_rewards([said.answer], [measure(sample.image, sample.mask)]),
         }
         return (

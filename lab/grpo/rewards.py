@@ -73,7 +73,9 @@ def segment_rewards(
     if kind == "dice":
         return dice
     compared = has_mask & predicted.any((1, 2)) & truth.any((1, 2))
-    boxes = [masks_to_boxes(masks[compared]) + torch.tensor([0, 0, 1, 1]) for masks in (predicted, truth)]
+    boxes = [masks_to_boxes(masks[compared]) for masks in (predicted, truth)]
+    for corners in boxes:
+        corners[:, 2:] += 1  # they name the last pixel, not its end
     if kind == "residual":
         nearness = torch.zeros_like(dice)
         nearness[compared] = 1 - distance_box_iou_loss(*boxes) / 2

@@ -95,11 +95,11 @@ def decode(
     live = torch.ones_like(slots, dtype=torch.bool)
     of_prompt, positions = prompt.mask.bool(), prompt.positions[..., -1:]
     owners = slots[:, :0]  # (B', K) the completion that each key behind the prompt belongs to
-    for _ in range(max_new_tokens):
+    for number in range(1, max_new_tokens + 1):
         tokens, log_probs = choose(logits.float(), sampling, forbidden, generator)
         yield Step(images, slots, tokens, log_probs, live)
         live = live & (tokens != eos_id)
-        if not live.any():
+        if number == max_new_tokens or not live.any():
             return
         rows = live.any(1).nonzero()[:, 0]
         if len(rows) < len(live):

@@ -93,13 +93,27 @@ class Reasoner(nn.Module):
             self.add_lora(config.lora_rank)
 
     def add_lora(self, rank: int) -> None:
-        """Freeze the language model and train LoRA of this rank on its attention projections instead."""
+        """Freeze the language model and train LoRA of this rank on its attention projections instead.
+
+        LoRA that it has already becomes part of its weights.
+        """
+        language_model = self.model.model.language_model
+        self.merge_lora()
         self.config.lora_rank = rank
-        self.requires_grad_(False)
+        language_model.requires_grad_(False)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), self.model.model.language_model
-        )
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), language_model)
+
+    def merge_lora(self) -> None:
+        """Add LoRA to the weights that it adapts, and remove it."""
+        language_model = self.model.model.language_model
+        for name, layer in list(language_model.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                language_model.set_submodule(name, layer.get_base_layer())
+        if self.config.lora_rank and hasattr(language_model, "peft_config"):
+            del language_model.peft_config
+        self.config.lora_rank = 0
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import torch
 from apps.cli import main
 from lab.data.manifest import read_manifest
 from lab.data.reason import write_reason
+from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import core_seg_from_checkpoint, load_release, save_release
@@ -203,3 +204,25 @@ def test_flat_keeps_the_order_of_images_and_completions():
 
     passes = [Pass(x=torch.tensor([[1.0, 2.0], [3.0, 0.0]])), Pass(x=torch.tensor([[4.0], [5.0]]))]
     assert flat(passes, "x").tolist() == [[1, 2], [3, 0], [4, 0], [5, 0]]
+
+
+def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):
+    """As after stage 1 with LoRA, or after another stage 2."""
+    first = Grpo(str(start), group_size=2).core_seg
+    for name, parameter in first.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_release(first, tmp_path, "t", "nothing", half=False)
+    again = Grpo(str(tmp_path), group_size=2, lora_rank=4).core_seg
+    embeds = first.reasoner.model.get_input_embeddings()(torch.tensor([[5, 6, 7]]))
+    states = [
+        model.reasoner.model.model.language_model(inputs_embeds=embeds).last_hidden_state for model in (first, again)
+    ]
+    torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
+    assert {p.shape[0] for name, p in again.named_parameters() if "lora_A" in name} == {4}
+
+
+@pytest.mark.parametrize("setting", [{"group_size": 1}, {"temperature": 0.0}, {"top_p": 0.0}])
+def test_groups_that_cannot_differ_are_refused(start, setting):
+    with pytest.raises(LabError, match="a group is 2 or more completions that can differ"):
+        Grpo(str(start), **setting)
