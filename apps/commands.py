@@ -213,7 +213,7 @@ def app(release: Path, port: int = 7860):
 
 
 def demo(data: str = "", minutes: float = 9.0, page: bool = True, port: int = 7860):
-    """Synthesise, train stage 0 and stage 1, evaluate and open the page; finished parts are not done again.
+    """Synthesise, train stages 0, 1 and 2, evaluate and open the page; finished parts are not done again.
 
     Args:
         data: manifest.jsonl of your own lesions (splits train, val and test); default: synthetic ones.
