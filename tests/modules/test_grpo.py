@@ -1,11 +1,6 @@
 """Without these a GRPO run could not be believed: what it logs, what it keeps, and that stopping it costs nothing."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +18,7 @@ from lab.model.release import core_seg_from_checkpoint, load_release, save_relea
 from lab.model.segmenter import SegmenterConfig
 from modules.grpo import Grpo, Rewards, as_mask, flat
 from modules.rollouts import read_mask
+from tests.modules.kill import killed_at
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUP = 6, 8
@@ -116,20 +112,7 @@ def test_a_resumed_run_equals_an_unbroken_one(lesions, start, inner_steps, tmp_p
 def test_a_killed_run_loses_and_repeats_no_step(lesions, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(flags(lesions, start, "whole")) == 0
-    command = [sys.executable, "-W", "ignore", "-m", "lab", *flags(lesions, start, "cut")]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    written = Path("runs/cut/metrics.jsonl")
-    end = time.monotonic() + 90
-    while not (written.is_file() and '"step": 3,' in written.read_text()):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_at(3, flags(lesions, start, "cut"), "cut")
     assert main(flags(lesions, start, "cut", "--ckpt_path=last")) == 0
     same_runs("whole", "cut")
 

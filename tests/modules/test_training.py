@@ -9,6 +9,7 @@ import torch
 from apps.cli import main
 from lab.data.reason import write_reason
 from lab.model.release import core_seg_from_checkpoint, segmenter_from_checkpoint
+from tests.modules.kill import killed_at
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -71,6 +72,18 @@ def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypa
     assert predicted and all(mask.is_file() for mask in masks)
     load = segmenter_from_checkpoint if stage == "segmenter" else core_seg_from_checkpoint
     load("runs/whole/checkpoints/best.ckpt")
+
+
+def test_stage_1_killed_loses_only_the_steps_since_the_last_checkpoint(lesions, tmp_path, monkeypatch):
+    """And does those again as they were."""
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, "whole", per_epoch=2)) == 0
+    killed_at(3, flags("sft", lesions, "cut", per_epoch=2), "cut")
+    assert torch.load("runs/cut/checkpoints/last.ckpt", weights_only=True)["global_step"] in (2, 4)
+    assert main(flags("sft", lesions, "cut", "--ckpt_path=last", per_epoch=2)) == 0
+    assert [step for step, _ in metrics("cut")] == list(range(STEPS))
+    for (_, one), (_, other) in zip(metrics("whole"), metrics("cut")):
+        assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_a_second_epoch_never_runs_an_encoder(lesions, tmp_path, monkeypatch):
