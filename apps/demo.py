@@ -11,7 +11,7 @@ from lab.errors import LabError
 FOLDER = Path("runs/demo")
 SHARES = {"segmenter": 0.5, "sft": 0.38, "grpo": 0.12}
 """Of the minutes for training."""
-STEPS_PER_MINUTE = {"segmenter": 60, "sft": 60, "grpo": 16}
+STEPS_PER_MINUTE = {"segmenter": 85, "sft": 100, "grpo": 16}
 """Optimiser steps of the demo's small images that 2 cores do; this sets where the cosine ends."""
 IMAGE_SIZE, IMAGES, EVALUATED = 192, 1200, 120
 STAGES = {
@@ -86,7 +86,7 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
         f"--data.init_args.val={manifest}",
         "--data.init_args.val_limit=30",
         f"--data.init_args.steps_per_epoch={steps // 4}",
-        f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(96 * minutes))}",  # a slow machine stops here
+        f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(66 * minutes))}",  # a slow machine stops here
     ]
     flags += {
         "segmenter": [f"{model}segmenter.image_size={IMAGE_SIZE}"],

@@ -84,6 +84,7 @@ def build(model: CoreSeg, table: pd.DataFrame, examples: list[list[str]]) -> gr.
         prediction.seconds = time.perf_counter() - start
         yield plain(text), annotations(image, prediction), state(prediction)
 
+    choices = list(dict.fromkeys([*QUERIES, *(query for _, query in examples)]))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\n{NOTICE}")
         with gr.Row():
@@ -91,7 +92,7 @@ def build(model: CoreSeg, table: pd.DataFrame, examples: list[list[str]]) -> gr.
                 # a file, not gr.Image: that would decode whatever is sent before its size is known
                 image = gr.File(file_types=list(FILES), type="filepath", label="Image (PNG, JPEG, TIFF)", height=110)
                 preview = gr.Image(interactive=False, format="png", height=300, label="What the model sees")
-                query = gr.Dropdown(list(QUERIES), value=QUERIES[0], allow_custom_value=True, label="Query")
+                query = gr.Dropdown(choices, value=QUERIES[0], allow_custom_value=True, label="Query")
                 with gr.Row():
                     run, stop = gr.Button("Segment", variant="primary"), gr.Button("Stop")
                 if examples:
