@@ -70,7 +70,8 @@ class Lesions(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Samples and lists of what belongs to an image stay as they are: the model moves the tensors that it needs."""
-        if isinstance(batch, Sample) or any(isinstance(value, list) for value in batch.values()):
+        of_lists = isinstance(batch, dict) and any(isinstance(value, list) for value in batch.values())
+        if isinstance(batch, Sample) or of_lists:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
