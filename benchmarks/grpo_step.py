@@ -119,7 +119,9 @@ def written(reasoner: Reasoner, sampled: tuple) -> tuple:
     def answer() -> list[int]:
         low = rng.uniform(0, 0.5, 2)
         boxes = np.hstack([low, low + rng.uniform(0.1, 0.5, 2)])[None]
-        claim = f"A {rng.choice(['tiny', 'small', 'large'])} area is {rng.choice(['darker', 'brighter'])}."
+        words = ("tiny small medium large", "darker brighter", "sharp blurred", "round oval irregular")
+        size, tone, margin, shape = (rng.choice(choices.split()) for choices in words)
+        claim = f"A {size} area is {tone}. Its margin is {margin}, its outline {shape}."
         ids = reasoner.completion_ids(render(f"Normal. {claim} This fits cyst.", "cyst", boxes, 100))
         return [ids[0], *[filler] * (TOKENS - len(ids)), *ids[1:]]
 

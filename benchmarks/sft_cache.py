@@ -1,6 +1,6 @@
 """Stage 1 with the feature cache against without, and where the time of a step goes.
 
-    python -m benchmarks.sft_cache --manifest ../shared/data/lesions/manifest.jsonl --out docs/results/sft_cache.json
+    python -m benchmarks.sft_cache ../shared/data/lesions/manifest.jsonl --out docs/results/sft_cache.json
 
 Both run the same batches of the same model, one after the other in one process; ratios count, not seconds.
 """
