@@ -28,7 +28,6 @@ from lab.data.manifest import read_manifest
 from lab.data.mixture import Part
 from lab.data.synthetic import write_plain
 from lab.evaluation.report import machine
-from lab.grpo.objective import teaches
 from lab.grpo.rewards import format_rewards
 from lab.model.answer import render
 from lab.model.core_seg import CoreSeg, CoreSegConfig
@@ -71,12 +70,12 @@ def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
     module = Grpo(str(start), LORA, rewards=rewards, views=1, group_size=GROUP, max_new_tokens=TOKENS, beta=0.0)
     never_ends(module.core_seg.reasoner)
     if not masks:
-        module.masks = lambda embedding, group: {}
+        module.look = lambda group: (module.read(group), {})
     clock = Clock()
     watch = Stopwatch(clock)
     clock.wrap(module, "encode", "encoders")
     clock.wrap(module, "score", "rewards")
-    clock.wrap(module, "masks", "forward: adapter and mask decoder")
+    clock.wrap(module.core_seg, "masks", "forward: mask decoder")
     clock.wrap(module, "manual_backward", "backward")
     clock.wrap(module, "update", "optimiser")
     real = grpo.collect, grpo.group_pass
@@ -98,7 +97,8 @@ def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
     with PeakMemory() as memory:
         trainer.fit(module, datamodule=data)
     grpo.collect, grpo.group_pass = real
-    taught, drawn = int(teaches(module.rollout.total).sum()), int(module.rollout.masks.flatten(1).any(1).sum())
+    taught = sum(group.teaches for group in module.groups)
+    drawn = sum(int(group.masks.flatten(1).any(1).sum()) for group in module.groups)
     assert taught == IMAGES, f"only {taught} of {IMAGES} groups taught something"
     total = sum(watch.seconds[1:])
     clock.seconds["the rest"] = total - sum(clock.seconds.values())
@@ -106,12 +106,11 @@ def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
     return result(watch.seconds[1:], memory) | {"share_of_time": share, "masks_drawn": drawn}
 
 
-def written(reasoner: Reasoner, sampled: tuple) -> tuple:
+def written(reasoner: Reasoner, groups: list[list[list[int]]]) -> list[list[list[int]]]:
     """Valid answers of exactly 96 tokens with other boxes and claims, in place of what an untrained model sampled.
 
     Else no reward, mask or loss would have anything to do.
     """
-    groups, log_probs = sampled
     assert {len(completion) for group in groups for completion in group} == {TOKENS}
     rng = np.random.default_rng(SEED)
     (filler,) = reasoner.tokenizer.encode(" left", add_special_tokens=False)
@@ -125,7 +124,7 @@ def written(reasoner: Reasoner, sampled: tuple) -> tuple:
         ids = reasoner.completion_ids(render(f"Normal. {claim} This fits cyst.", "cyst", boxes, 100))
         return [ids[0], *[filler] * (TOKENS - len(ids)), *ids[1:]]
 
-    return [[answer() for _ in group] for group in groups], log_probs
+    return [[answer() for _ in group] for group in groups]
 
 
 def theirs(start: Path, manifest: Path, steps: int, checkpointing: bool) -> dict:

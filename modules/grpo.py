@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lab.errors import LabError
 from lab.grpo.objective import LossType, Scale, group_advantages, policy_loss, teaches
@@ -23,7 +22,7 @@ from lab.grpo.rewards import (
     segment_rewards,
 )
 from lab.model.answer import Answer, parse
-from lab.model.decoding import Sampling, collect
+from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
 from modules.reasoning import ReasoningModule
 
@@ -49,27 +48,46 @@ class Rewards:
 
 
 @dataclass
-class Rollout:
-    """The completions of a batch and what they earned; B images, G completions each."""
+class Group:
+    """An image, the G completions that were sampled for it, and what they earned."""
 
-    step: int
-    """Optimiser steps before it."""
-    batch: dict[str, list]
-    completions: list[list[list[int]]]
+    item: dict
+    """What the batch holds of the image."""
+    embedding: Tensor
+    """(1, C, h, w) of the segmenter."""
+    prompt: Prompt
+    """Of the image and its query alone."""
+    completions: list[list[int]]
     texts: list[str]
-    """B * G."""
     answers: list[Answer]
-    """B * G."""
-    masks: Tensor
-    """(B * G, h, w) bool over the padded square."""
-    dice: Tensor
-    """(B, G), 0 for an answer that is not valid."""
-    rewards: dict[str, Tensor]
-    """Each reward by itself, (B, G)."""
-    total: Tensor
-    """(B, G), their weighted sum."""
-    advantages: Tensor
-    """(B, G)."""
+    draws: list[bool]
+    """Whether the answer is valid and has a `<seg>`."""
+    token_share: float = 0.0
+    """Of the batch's completion tokens."""
+    policy_share: float = 0.0
+    """What the image's policy loss counts for in the batch's."""
+    seg_share: float = 0.0
+    """The same of its DiceCE."""
+    masks: Tensor | None = None
+    """(G, h, w) bool over the padded square; this and all below once scored."""
+    dice: Tensor | None = None
+    """(G,), 0 for an answer that is not valid."""
+    rewards: dict[str, Tensor] | None = None
+    """Each reward by itself, (G,)."""
+    total: Tensor | None = None
+    """(G,), their weighted sum."""
+    advantages: Tensor | None = None
+    """(G,)."""
+    teaches: bool = True
+    """Whether its rewards differ at all."""
+    old_log_probs: Tensor | None = None
+    """(G, T) of the policy that sampled; this and all below from the first inner step on."""
+    reference: Tensor | None = None
+    """(G, T) of the model of the start."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.completions))
 
 
 class Grpo(ReasoningModule):
@@ -93,7 +111,9 @@ class Grpo(ReasoningModule):
         clip_high: How far it may rise above 1.
         inner_steps: Optimiser steps on each batch of completions.
         seg_weight: Of DiceCE on the masks of the completions.
-        learning_rate: Peak rate of AdamW.
+        bf16: Run the training passes, not the sampling, with bfloat16 autocast; weights and losses stay float32.
+        learning_rate: Peak rate of AdamW for the policy's LoRA.
+        seg_learning_rate: The same for adapter and mask decoder.
         weight_decay: AdamW's decay.
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
@@ -122,7 +142,9 @@ class Grpo(ReasoningModule):
         clip_high: float = 0.2,
         inner_steps: int = 1,
         seg_weight: float = 1.0,
-        learning_rate: float = 1e-4,
+        bf16: bool = False,
+        learning_rate: float = 1e-3,
+        seg_learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
         total_steps: int = 300,
@@ -148,95 +170,130 @@ class Grpo(ReasoningModule):
         self.automatic_optimization = False  # one batch of completions may serve several optimiser steps
 
     def training_step(self, batch: dict[str, list], batch_idx: int) -> None:
+        h = self.hparams
+        self.step, self.groups = self.global_step, self.sample(batch)
+        if h.scale == "batch":  # no advantage is known before the last reward is
+            with torch.no_grad():
+                for group in self.groups:
+                    self.score(group, self.look(group)[1])
+            advantages = group_advantages(torch.stack([group.total for group in self.groups]), "batch")
+            for group, row in zip(self.groups, advantages):
+                group.advantages = row
+        for inner_step in range(h.inner_steps):
+            learnt = [self.learn(group) for group in self.groups]  # one graph in memory at a time, not B
+            self.log_dict({name: sum(shares[name] for shares in learnt) for name in learnt[0]}, sync_dist=True)
+            if inner_step == 0:
+                self.log_groups()
+            self.update()
+
+    def sample(self, batch: dict[str, list]) -> list[Group]:
+        """Completions for every image of a batch; image and prompt are encoded once for all of a group."""
         reasoner, h = self.core_seg.reasoner, self.hparams
         encoded = self.encode(batch)
         visual = self.core_seg.see(encoded)
         prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
         sampling = Sampling(h.temperature, h.top_p, h.top_k, seed=h.seed * 1_000_003 + self.global_step)
-        written = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling)
-        completions, _ = collect(written, len(prompts), h.group_size)
-        opened = [reasoner.prompt([ids], row[None]) for ids, row in zip(prompts, visual)]
+        steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling)
+        groups = []
+        for image, completions in enumerate(collect(steps, len(prompts), h.group_size)):
+            texts = [reasoner.decode_text(completion) for completion in completions]
+            answers = [parse(text, self.core_seg.config.reasoner.grid) for text in texts]
+            groups.append(
+                Group(
+                    item={name: values[image] for name, values in batch.items()},
+                    embedding=encoded.embeddings[[image]],
+                    prompt=reasoner.prompt([prompts[image]], visual[[image]]),
+                    completions=completions,
+                    texts=texts,
+                    answers=answers,
+                    draws=[answer.valid and reasoner.seg_id in ids for answer, ids in zip(answers, completions)],
+                )
+            )
+        tokens, masks = sum(group.tokens for group in groups), sum(sum(group.draws) for group in groups)
+        for group in groups:
+            group.token_share, group.seg_share = group.tokens / tokens, sum(group.draws) / max(1, masks)
+            group.policy_share = group.token_share if h.loss_type == "dapo" else 1 / len(groups)
+        return groups
 
-        def run() -> list[GroupPass]:
-            return [group_pass(reasoner, *group, h.temperature) for group in zip(opened, completions)]
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)
 
-        with torch.no_grad(), reasoner.reference():
-            reference = flat(run(), "log_probs") if h.beta else None
-        for inner_step in range(h.inner_steps):
-            passes = run()
-            mask_logits = [self.masks(embedding, group) for embedding, group in zip(encoded.embeddings, passes)]
-            if inner_step == 0:
-                old_log_probs = flat(passes, "log_probs").detach()
-                self.rollout = self.score(batch, completions, mask_logits)
-                taught = teaches(self.rollout.total).tolist()
-                self.log_rollout(self.rollout, passes, taught)
-            loss, metrics = policy_loss(
-                flat([group if teaching else group.detached() for group, teaching in zip(passes, taught)], "log_probs"),
-                old_log_probs,
-                self.rollout.advantages.flatten(),
-                flat(passes, "mask"),
-                reference,
+    def read(self, group: Group) -> GroupPass:
+        with self.autocast():
+            return group_pass(self.core_seg.reasoner, group.prompt, group.completions, self.hparams.temperature)
+
+    def look(self, group: Group) -> tuple[GroupPass, dict[int, Tensor]]:
+        """The one pass that gives log-probs, `<seg>` states and, by the number of the completion that drew them, mask
+        logits (h, w) over the padded square."""
+        read = self.read(group)
+        embeddings = group.embedding.expand(len(read.seg_rows), -1, -1, -1)
+        with self.autocast():
+            drawn = self.core_seg.masks(embeddings, self.core_seg.adapter(read.seg_states))
+        return read, dict(zip(read.seg_rows.tolist(), drawn))
+
+    def learn(self, group: Group) -> dict[str, Tensor]:
+        """Score a group, unless that is done, and add what it teaches to the gradients.
+
+        Returns:
+            Its share of the losses and metrics of the batch.
+        """
+        h = self.hparams
+        if h.beta and group.reference is None:
+            with torch.no_grad(), self.core_seg.reasoner.reference():
+                group.reference = self.read(group).log_probs
+        with torch.set_grad_enabled(group.teaches):
+            read, mask_logits = self.look(group)
+            if group.old_log_probs is None:
+                group.old_log_probs = read.log_probs.detach()
+            if group.advantages is None:
+                self.score(group, mask_logits)
+                group.advantages = group_advantages(group.total[None], h.scale)[0]
+            policy, metrics = policy_loss(
+                read.log_probs,
+                group.old_log_probs,
+                group.advantages.to(self.device),
+                read.mask,
+                group.reference,
                 h.beta,
                 (h.clip_low, h.clip_high),
                 h.loss_type,
                 h.max_new_tokens,
             )
-            seg_loss = self.seg_loss(batch, mask_logits, taught)
-            self.log_dict({"train/policy_loss": loss, "train/seg_loss": seg_loss} | metrics)
-            if any(taught):
-                self.manual_backward(loss + h.seg_weight * seg_loss)
-            self.update()
-
-    def masks(self, embedding: Tensor, group: GroupPass) -> dict[int, Tensor]:
-        """Mask logits (h, w) over the padded square, by the number of the completion that drew them."""
-        embeddings = embedding.expand(len(group.seg_rows), -1, -1, -1)
-        drawn = self.core_seg.masks(embeddings, self.core_seg.adapter(group.seg_states))
-        return dict(zip(group.seg_rows.tolist(), drawn))
+            policy, seg = group.policy_share * policy, group.seg_share * self.seg_loss(group, mask_logits)
+        if group.teaches:
+            self.manual_backward(policy + h.seg_weight * seg)
+        metrics["entropy"] = (read.entropy * read.mask).sum() / read.mask.sum()
+        losses = {"train/policy_loss": policy.detach(), "train/seg_loss": seg.detach()}
+        return losses | {name: group.token_share * value for name, value in metrics.items()}
 
     @torch.no_grad()
-    def score(
-        self, batch: dict[str, list], completions: list[list[list[int]]], mask_logits: list[dict[int, Tensor]]
-    ) -> Rollout:
+    def score(self, group: Group, mask_logits: dict[int, Tensor]) -> None:
         """Every reward of every completion."""
-        size, grid, weights = self.hparams.group_size, self.core_seg.config.reasoner.grid, self.rewards
-        texts = [self.core_seg.reasoner.decode_text(completion) for group in completions for completion in group]
-        answers = [parse(text, grid) for text in texts]
-        truth = torch.stack([as_mask(target) for target in batch["target"]]).repeat_interleave(size, 0)
-        masks = torch.zeros_like(truth)
-        for image, (drawn, frame) in enumerate(zip(mask_logits, batch["frame"])):
-            height, width = (round(side * truth.shape[-1] / frame.size) for side in frame.inner)
-            for slot, logits in drawn.items():
-                if not answers[image * size + slot].says_empty:
-                    masks[image * size + slot, :height, :width] = (logits[:height, :width] > 0).cpu()
-        drew = torch.tensor([slot in drawn for drawn in mask_logits for slot in range(size)])
-        empty = torch.tensor([answer.says_empty for answer in answers])
-        has_mask = torch.tensor([answer.valid for answer in answers]) & (drew | empty)
-        each = [image for image in range(len(completions)) for _ in range(size)]
-        rewards = {
-            "format": format_rewards(texts),
-            "detect": detect_rewards(answers, [batch["boxes_norm"][image] for image in each], weights.match_iou),
-            "segment": segment_rewards(masks, truth, has_mask, weights.segment_kind, weights.giou_of),
-            "faithful": faithful_rewards(answers, [batch["facts"][image] for image in each]),
+        size, weights, item = len(group.texts), self.rewards, group.item
+        truth = as_mask(item["target"]).expand(size, -1, -1)
+        group.masks = torch.zeros_like(truth, memory_format=torch.contiguous_format)
+        height, width = (round(side * truth.shape[-1] / item["frame"].size) for side in item["frame"].inner)
+        for slot, logits in mask_logits.items():
+            if not group.answers[slot].says_empty:
+                group.masks[slot, :height, :width] = (logits[:height, :width] > 0).cpu()
+        has_mask = torch.tensor([a.valid and (draws or a.says_empty) for a, draws in zip(group.answers, group.draws)])
+        group.rewards = {
+            "format": format_rewards(group.texts),
+            "detect": detect_rewards(group.answers, [item["boxes_norm"]] * size, weights.match_iou),
+            "segment": segment_rewards(group.masks, truth, has_mask, weights.segment_kind, weights.giou_of),
+            "faithful": faithful_rewards(group.answers, [item["facts"]] * size),
         }
-        rewards = {name: values.view(-1, size) for name, values in rewards.items()}
-        total = sum(getattr(weights, name) * values for name, values in rewards.items())
-        dice = (has_mask * dice_scores(masks, truth)).view(-1, size)
-        advantages = group_advantages(total, self.hparams.scale).to(self.device)
-        return Rollout(self.global_step, batch, completions, texts, answers, masks, dice, rewards, total, advantages)
+        group.total = sum(getattr(weights, name) * values for name, values in group.rewards.items())
+        group.teaches = bool(teaches(group.total[None]))
+        group.dice = has_mask * dice_scores(group.masks, truth)
 
-    def seg_loss(self, batch: dict[str, list], mask_logits: list[dict[int, Tensor]], taught: list[bool]) -> Tensor:
-        """DiceCE on the masks of valid answers, of the groups that teach something; zero where none was drawn."""
-        size = self.hparams.group_size
-        drawn = [
-            (logits, batch["target"][image])
-            for image, group in enumerate(mask_logits)
-            for slot, logits in group.items()
-            if taught[image] and self.rollout.answers[image * size + slot].valid
-        ]
+    def seg_loss(self, group: Group, mask_logits: dict[int, Tensor]) -> Tensor:
+        """DiceCE on the masks of valid answers; zero where none was drawn."""
+        drawn = [logits for slot, logits in mask_logits.items() if group.draws[slot]]
         if not drawn:
             return torch.zeros((), device=self.device)
-        logits, targets = (torch.stack(rows).to(self.device) for rows in zip(*drawn))
-        return self.dice_ce(logits[:, None].float(), targets[:, None])
+        logits = torch.stack(drawn)[:, None].float()
+        return self.dice_ce(logits, group.item["target"].to(self.device).expand_as(logits))
 
     def update(self) -> None:
         """One optimiser step on the gradients that there are."""
@@ -246,41 +303,38 @@ class Grpo(ReasoningModule):
         optimizer.zero_grad()
         self.lr_schedulers().step()
 
-    def log_rollout(self, rollout: Rollout, passes: list[GroupPass], taught: list[bool]) -> None:
+    def log_groups(self) -> None:
         """Metrics by trl's names and definitions, and the lab's own: `reward_group_std` is the mean deviation within
         groups, `rewards/<name>/frac_zero_std` the share of groups in which that reward alone tells nothing apart."""
-        mask = flat(passes, "mask")
-        lengths = mask.sum(1)
-        unfinished = [c[-1] != self.core_seg.reasoner.eos_id for group in rollout.completions for c in group]
-        prompts = [len(self.core_seg.reasoner.prompt_ids(query)) for query in rollout.batch["query"]]
-        self.num_tokens += int(lengths.sum()) + self.hparams.group_size * sum(prompts)
+        reasoner, groups = self.core_seg.reasoner, self.groups
+        completions = [completion for group in groups for completion in group.completions]
+        lengths = torch.tensor([float(len(completion)) for completion in completions])
+        unfinished = torch.tensor([completion[-1] != reasoner.eos_id for completion in completions])
+        self.num_tokens += sum(group.tokens for group in groups)
+        self.num_tokens += sum(self.hparams.group_size * len(reasoner.prompt_ids(g.item["query"])) for g in groups)
+        total, dice = (torch.stack([getattr(group, name) for group in groups]) for name in ("total", "dice"))
         values = {
-            "reward": rollout.total.mean(),
-            "reward_std": rollout.total.std(),
-            "reward_group_std": rollout.total.std(1).mean(),
-            "frac_reward_zero_std": 1 - torch.tensor(taught).float().mean(),
-            "entropy": (flat(passes, "entropy") * mask).sum() / mask.sum(),
+            "reward": total.mean(),
+            "reward_std": total.std(),
+            "reward_group_std": total.std(1).mean(),
+            "frac_reward_zero_std": 1 - teaches(total).float().mean(),
             "completions/mean_length": lengths.mean(),
             "completions/min_length": lengths.min(),
             "completions/max_length": lengths.max(),
-            "completions/clipped_ratio": torch.tensor(unfinished).float().mean(),
+            "completions/clipped_ratio": unfinished.float().mean(),
             "num_tokens": self.num_tokens.float(),
-            "dice": rollout.dice.mean(),
-            "hit_rate": (rollout.dice >= MISS).float().mean(),
-            "failure_rate": (rollout.dice == 0).float().mean(),
-            "claims/faithful": rollout.rewards["faithful"].mean(),
+            "dice": dice.mean(),
+            "hit_rate": (dice >= MISS).float().mean(),
+            "failure_rate": (dice == 0).float().mean(),
         }
-        for name, rewards in rollout.rewards.items():
+        for name in groups[0].rewards:
+            rewards = torch.stack([group.rewards[name] for group in groups])
             values |= {f"rewards/{name}/mean": rewards.mean(), f"rewards/{name}/std": rewards.std()}
             values[f"rewards/{name}/frac_zero_std"] = 1 - teaches(rewards).float().mean()
+        values["claims/faithful"] = values["rewards/faithful/mean"]
         shown = ("reward", "dice", "failure_rate")
         self.log_dict({name: values.pop(name) for name in shown}, prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)
-
-
-def flat(passes: list[GroupPass], field: str) -> Tensor:
-    """A (G, T) field of the passes of B images as one (B * G, T), padded with zeros."""
-    return pad_sequence([row for group in passes for row in getattr(group, field)], batch_first=True)
 
 
 def as_mask(target: Tensor) -> Tensor:

@@ -8,25 +8,22 @@ from torch import nn
 
 
 def adamw_warmup_cosine(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
+    parts: list[tuple[Iterable[nn.Parameter], float]], weight_decay: float, warmup_steps: int, total_steps: int
 ) -> dict:
     """Lightning's optimiser configuration, stepped every optimiser step.
 
     Args:
-        parameters: Those that take gradients; biases, norms and other vectors are not decayed.
-        learning_rate: Peak rate, reached after `warmup_steps`.
-        weight_decay: AdamW's decay of matrices.
+        parts: Parameters, of which those that take gradients are trained, and their peak rate.
+        weight_decay: AdamW's decay of matrices; biases, norms and other vectors are not decayed.
         warmup_steps: Steps of linear warm-up.
         total_steps: Step at which the cosine reaches zero; later steps stay there.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=learning_rate,
-    )
+    groups = []
+    for parameters, rate in parts:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups.append({"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -76,4 +76,7 @@ class ReasoningModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        return adamw_warmup_cosine(self.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
+        policy, rest = self.core_seg.reasoner.parameters(), (self.core_seg.adapter, self.core_seg.segmenter)
+        parts = [(policy, h.learning_rate)]
+        parts += [(part.parameters(), h.get("seg_learning_rate", h.learning_rate)) for part in rest]
+        return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)

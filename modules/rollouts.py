@@ -49,7 +49,7 @@ class RolloutFiles(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Grpo, outputs: Any, batch: dict[str, list], batch_idx: int
     ) -> None:
-        before, after = module.rollout.step, trainer.global_step
+        before, after = module.step, trainer.global_step
         if -before % self.every < after - before:
             self.write(trainer, f"step_{before:06d}", pd.DataFrame(self.sampled(module)))
         if before // self.every < after // self.every or 0 < trainer.max_steps <= after:
@@ -75,20 +75,19 @@ class RolloutFiles(L.Callback):
         temporary.replace(folder / f"{name}.parquet")
 
     def sampled(self, module: Grpo) -> list[dict]:
-        rollout, size = module.rollout, module.hparams.group_size
         rows = []
-        for number, (text, answer, mask) in enumerate(zip(rollout.texts, rollout.answers, rollout.masks.numpy())):
-            image, slot = divmod(number, size)
-            frame = rollout.batch["frame"][image]
-            height, width = (max(1, round(side * len(mask) / frame.size)) for side in frame.inner)
-            rows.append(
-                {"step": rollout.step, "id": rollout.batch["id"][image], "view": rollout.batch["view"][image]}
-                | {"query": rollout.batch["query"][image], "slot": slot, "completion": text}
-                | {"boxes": answer.boxes_norm.tolist(), "dice": float(rollout.dice[image, slot])}
-                | {f"reward_{name}": float(values[image, slot]) for name, values in rollout.rewards.items()}
-                | {"reward": float(rollout.total[image, slot]), "advantage": float(rollout.advantages[image, slot])}
-                | run_lengths(mask[:height, :width])
-            )
+        for group in module.groups:
+            item, frame = group.item, group.item["frame"]
+            height, width = (max(1, round(side * group.masks.shape[-1] / frame.size)) for side in frame.inner)
+            for slot, (text, answer, mask) in enumerate(zip(group.texts, group.answers, group.masks.numpy())):
+                rows.append(
+                    {"step": module.step, "id": item["id"], "view": item["view"], "query": item["query"]}
+                    | {"slot": slot, "completion": text, "boxes": answer.boxes_norm.tolist()}
+                    | {"dice": float(group.dice[slot])}
+                    | {f"reward_{name}": float(values[slot]) for name, values in group.rewards.items()}
+                    | {"reward": float(group.total[slot]), "advantage": float(group.advantages[slot])}
+                    | run_lengths(mask[:height, :width])
+                )
         return rows
 
     def asked(self, module: Grpo, sample: Sample) -> dict:

@@ -91,4 +91,5 @@ class SegmenterModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        return adamw_warmup_cosine(self.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
+        parts = [(self.parameters(), h.learning_rate)]
+        return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)

@@ -5,9 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from lab.model.decoding import Prompt, token_log_probs
 from lab.model.reasoner import Reasoner
+
+LOGITS_AT_ONCE = 1024
+"""Tokens whose logits over the whole vocabulary exist at a time, here and in the backward pass."""
 
 
 class GroupPass(NamedTuple):
@@ -23,10 +27,6 @@ class GroupPass(NamedTuple):
     """(M, D), the hidden states of the first `<seg>` of the completions that have one."""
     seg_rows: Tensor
     """(M,) which completions those are."""
-
-    def detached(self) -> "GroupPass":
-        """The same values, from which no gradient goes back into the policy."""
-        return GroupPass(*(field.detach() for field in self))
 
 
 def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]], temperature: float) -> GroupPass:
@@ -59,10 +59,11 @@ def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]],
     ).last_hidden_state[0]
     of_tokens = hidden[length:]  # (S, D), all completions one after the other
     before = torch.where(place[:, None] > 0, of_tokens.roll(1, 0), hidden[length - 1])
-    every = token_log_probs(reasoner.model.lm_head(before).float(), temperature, reasoner.forbidden)  # (S, V)
-    log_probs = every.gather(1, tokens[:, None])[:, 0]
-    with torch.no_grad():
-        entropy = torch.special.entr(every.exp()).sum(1)
+    parts = [
+        checkpoint(token_stats, reasoner, states, next_tokens, temperature, use_reentrant=False)
+        for states, next_tokens in zip(before.split(LOGITS_AT_ONCE), tokens.split(LOGITS_AT_ONCE))
+    ]
+    log_probs, entropy = (torch.cat(values) for values in zip(*parts))
     is_seg = tokens == reasoner.seg_id
     rows = owner[is_seg].unique()
     first = torch.stack([(is_seg & (owner == row)).int().argmax() for row in rows]) if len(rows) else rows
@@ -72,3 +73,11 @@ def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]],
         seg_states=of_tokens[first],
         seg_rows=rows,
     )
+
+
+def token_stats(reasoner: Reasoner, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (S,) of the tokens that follow states (S, D), and the entropy (S,) of what they came from."""
+    every = token_log_probs(reasoner.model.lm_head(states).float(), temperature, reasoner.forbidden)
+    with torch.no_grad():
+        entropy = torch.special.entr(every.exp()).sum(1)
+    return every.gather(1, tokens[:, None])[:, 0], entropy

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass
@@ -53,6 +54,31 @@ class Step(NamedTuple):
     live: Tensor
 
 
+class RoomyLayer(DynamicLayer):
+    """A cache layer with room for `ROOM` more tokens, where `DynamicLayer` copies all keys for every new one."""
+
+    ROOM = 256
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.room = torch.empty(2, *key_states.shape, dtype=self.dtype, device=self.device)[..., :0, :]
+            self.length = 0
+        end = self.length + key_states.shape[-2]
+        if end > self.room.shape[-2]:
+            larger = self.room.new_empty(*self.room.shape[:-2], end + self.ROOM, self.room.shape[-1])
+            larger[..., : self.length, :] = self.room[..., : self.length, :]
+            self.room = larger
+        self.room[0, ..., self.length : end, :] = key_states
+        self.room[1, ..., self.length : end, :] = value_states
+        self.length = end
+        self.keys, self.values = self.room[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.room = self.room[:, indices]
+
+
 @torch.no_grad()
 def decode(
     language_model: nn.Module,
@@ -81,7 +107,7 @@ def decode(
     """
     device = prompt.embeds.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
     state = language_model(
         inputs_embeds=prompt.embeds,
         attention_mask=prompt.sight,
@@ -123,19 +149,14 @@ def decode(
         logits = lm_head(state)
 
 
-def collect(steps: Iterator[Step], images: int, group_size: int) -> tuple[list[list[list[int]]], list[list[Tensor]]]:
-    """All of `decode`: tokens `[image][slot]`, end-of-sequence included, and their log-probabilities (T,)."""
-    steps = list(steps)
+def collect(steps: Iterator[Step], images: int, group_size: int) -> list[list[list[int]]]:
+    """The tokens of all of `decode`, `[image][slot]`, end-of-sequence included."""
     tokens: list[list[list[int]]] = [[[] for _ in range(group_size)] for _ in range(images)]
-    log_probs: list[list[list[float]]] = [[[] for _ in range(group_size)] for _ in range(images)]
     for step in steps:
-        live = step.live
-        for image, slot, token, log_prob in zip(
-            *(field[live].tolist() for field in (step.images, step.slots, step.tokens, step.log_probs))
-        ):
+        written = (field[step.live].tolist() for field in (step.images, step.slots, step.tokens))
+        for image, slot, token in zip(*written):
             tokens[image][slot].append(token)
-            log_probs[image][slot].append(log_prob)
-    return tokens, [[torch.tensor(values) for values in group] for group in log_probs]
+    return tokens
 
 
 def choose(
@@ -146,8 +167,9 @@ def choose(
     if sampling.temperature == 0:
         tokens = log_probs.argmax(-1)
     else:
-        tokens = torch.multinomial(truncate(log_probs, sampling).exp().flatten(0, 1), 1, generator=generator)
-        tokens = tokens.view(logits.shape[:-1])
+        ladder = truncate(log_probs, sampling).exp().double().cumsum(-1)
+        place = torch.rand(ladder.shape[:-1], generator=generator, device=ladder.device, dtype=torch.double)
+        tokens = torch.searchsorted(ladder, place[..., None] * ladder[..., -1:], right=True)[..., 0]
     return tokens, log_probs.gather(-1, tokens[..., None])[..., 0]
 
 

@@ -127,6 +127,22 @@ class Reasoner(nn.Module):
             for layer in layers:
                 layer.enable_adapters(True)
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within, LoRA is part of the weights, which saves its work at every token; afterwards they are as before, to
+        the bit."""
+        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        weights = [layer.get_base_layer().weight.data for layer in layers]
+        before = [weight.clone() for weight in weights]
+        for layer in layers:
+            layer.merge()
+        try:
+            yield
+        finally:
+            for layer, weight, value in zip(layers, weights, before):
+                layer.unmerge()
+                weight.copy_(value)
+
     @property
     def tower(self) -> nn.Module:
         """The vision tower, which stays frozen."""
@@ -248,15 +264,16 @@ class Reasoner(nn.Module):
         """`lab.model.decoding.decode` with this model."""
         language_model, lm_head = self.model.model.language_model, self.model.lm_head
         prompt = self.prompt(prompts, visual)
-        return decode(
-            language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
-        )
+        with self.merged():
+            yield from decode(
+                language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
+            )
 
     def generate(
         self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, sampling: Sampling = GREEDY
     ) -> list[list[int]]:
         """One completion a prompt, each up to and including its end-of-sequence token."""
-        groups, _ = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling), len(prompts), 1)
+        groups = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling), len(prompts), 1)
         return [completion for (completion,) in groups]
 
 

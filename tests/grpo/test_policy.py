@@ -39,8 +39,9 @@ def inputs(model):
 
 def sample(model, inputs, **sampling):
     _, prompts, visual = inputs
-    steps = model.reasoner.decode(prompts, visual, G, 12, Sampling(**{"temperature": 1.0, "seed": 3} | sampling))
-    return collect(steps, len(prompts), G)
+    sampling = Sampling(**{"temperature": 1.0, "seed": 3} | sampling)
+    steps = list(model.reasoner.decode(prompts, visual, G, 12, sampling))
+    return collect(steps, len(prompts), G), collect([s._replace(tokens=s.log_probs) for s in steps], len(prompts), G)
 
 
 def plain_log_probs(model, inputs, image, completion, temperature=1.0):
@@ -59,12 +60,12 @@ def test_sampled_log_probs_equal_those_of_a_plain_forward(model, inputs, tempera
     for image, group in enumerate(tokens):
         for completion, found in zip(group, log_probs[image]):
             expected = plain_log_probs(model, inputs, image, completion, temperature)
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=0)
 
 
 def test_a_completion_of_a_group_is_what_greedy_decoding_alone_writes(model, inputs):
     _, prompts, visual = inputs
-    together, _ = collect(model.reasoner.decode(prompts, visual, G, 12, Sampling()), len(prompts), G)
+    together = collect(model.reasoner.decode(prompts, visual, G, 12, Sampling()), len(prompts), G)
     for image, group in enumerate(together):
         (alone,) = model.reasoner.generate([prompts[image]], visual[[image]], 12)
         assert group == [alone] * G

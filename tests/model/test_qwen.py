@@ -113,12 +113,14 @@ def test_positions_have_three_dimensions(model, inputs):
 def test_sampled_log_probs_equal_those_of_a_plain_forward_and_of_the_training_pass(model, inputs):
     encoded, prompts, visual = inputs
     reasoner = model.reasoner
-    tokens, log_probs = collect(reasoner.decode(prompts, visual, 3, 10, Sampling(1.0, seed=1)), len(prompts), 3)
+    steps = list(reasoner.decode(prompts, visual, 3, 10, Sampling(1.0, seed=1)))
+    tokens = collect(steps, len(prompts), 3)
+    log_probs = collect([step._replace(tokens=step.log_probs) for step in steps], len(prompts), 3)
     for image, prompt in enumerate(prompts):
         one = type(encoded)(*(field[[image]] for field in encoded))
         trained = group_pass(reasoner, reasoner.prompt([prompt], visual[[image]]), tokens[image], 1.0)
         for slot, completion in enumerate(tokens[image]):
             logits = model(one, [prompt], [completion]).logits.float()
             plain = token_log_probs(logits, 1.0, reasoner.forbidden).gather(1, torch.tensor(completion)[:, None])[:, 0]
-            torch.testing.assert_close(log_probs[image][slot], plain, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.tensor(log_probs[image][slot]), plain, atol=1e-4, rtol=0)
             torch.testing.assert_close(trained.log_probs[slot, : len(completion)], plain, atol=1e-4, rtol=0)

@@ -7,16 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from apps.cli import main
 from lab.data.manifest import read_manifest
 from lab.data.reason import write_reason
 from lab.errors import LabError
+from lab.grpo.objective import group_advantages, policy_loss
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import core_seg_from_checkpoint, load_release, save_release
 from lab.model.segmenter import SegmenterConfig
-from modules.grpo import Grpo, Rewards, as_mask, flat
+from modules.grpo import Grpo, Rewards, as_mask
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
 
@@ -134,34 +136,84 @@ def texts_to_group(grpo, texts):
     return [grpo.core_seg.reasoner.completion_ids(text) for text in texts]
 
 
-def test_rewards_are_those_of_the_answers(grpo, batch):
+def test_rewards_are_those_of_the_answers(grpo, batch, monkeypatch):
     """The true answer earns full format and detect; noise nothing; an empty answer to a lesion no segment reward."""
     true = batch["answer"][0]
     empty = "<think> a </think><answer>No such lesion is found. The mask is empty.</answer>"
     groups = [texts_to_group(grpo, [true, "noise", empty])] * 2
     full = (as_mask(batch["target"][0]) * 2.0) - 1
-    rollout = grpo.score(batch, groups, [{0: full}, {0: full}])
-    assert rollout.rewards["format"][0].tolist() == [1, 0, 1]
-    assert rollout.rewards["detect"][0, 0] > 0.8 and rollout.rewards["detect"][0, 1:].tolist() == [0, 0]
-    assert rollout.rewards["segment"][0].tolist() == pytest.approx([3, -1, -1])
-    assert rollout.rewards["faithful"][0, 0] == 1
-    assert rollout.dice[0].tolist() == [1, 0, 0]
-    assert rollout.advantages[0, 0] > 0 > rollout.advantages[0, 1] and rollout.advantages.sum(1).abs().max() < 1e-5
+    monkeypatch.setattr("modules.grpo.collect", lambda *sampled: groups)
+    group = grpo.sample(batch)[0]
+    assert group.draws == [True, False, False] and group.seg_share == 0.5
+    grpo.score(group, {0: full})
+    assert group.rewards["format"].tolist() == [1, 0, 1]
+    assert group.rewards["detect"][0] > 0.8 and group.rewards["detect"][1:].tolist() == [0, 0]
+    assert group.rewards["segment"].tolist() == pytest.approx([3, -1, -1])
+    assert group.rewards["faithful"][0] == 1
+    assert group.dice.tolist() == [1, 0, 0]
+    assert group.teaches and float(group_advantages(group.total[None])[0].argmax()) == 0
 
 
 def test_a_group_of_equal_rewards_costs_no_backward(grpo, batch, monkeypatch):
     calls = []
-    grpo.core_seg.reasoner.prompt_ids(batch["query"][0])
     monkeypatch.setattr(grpo, "manual_backward", lambda loss: calls.append(loss))
     monkeypatch.setattr(grpo, "update", lambda: None)
-    monkeypatch.setattr(type(grpo), "score", lambda self, *a, _score=Grpo.score: equal(_score(self, *a)))
+    monkeypatch.setattr(grpo, "score", lambda *scored: equal(Grpo.score, grpo, *scored))
     grpo.training_step(batch, 0)
     assert not calls
 
 
-def equal(rollout):
-    rollout.total = torch.ones_like(rollout.total)
-    return rollout
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_group_by_group_the_gradients_are_those_of_the_whole_batch(grpo, batch, loss_type, scale, monkeypatch):
+    """One loss over all completions at once, as the papers write it, against the sum of the groups' shares."""
+    grpo.hparams.loss_type, grpo.hparams.scale = loss_type, scale
+    true, filler = batch["answer"], ["noise", "<think> a </think><answer>noise", "<think> a longer noise </think>"]
+    groups = [texts_to_group(grpo, [true[0], *filler[:2]]), texts_to_group(grpo, [true[0], true[1], filler[2]])]
+    monkeypatch.setattr("modules.grpo.collect", lambda *sampled: groups)
+    monkeypatch.setattr(grpo, "manual_backward", lambda loss: loss.backward())
+    monkeypatch.setattr(grpo, "update", lambda: None)
+    for name, parameter in grpo.core_seg.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)  # else the policy is the reference and the KL zero
+    grpo.training_step(batch, 0)
+    found = {name: p.grad.clone() for name, p in grpo.named_parameters() if p.grad is not None}
+
+    grpo.zero_grad()
+    looked = [grpo.look(group) for group in grpo.groups]
+    flat = lambda rows: pad_sequence([row for group in rows for row in group], batch_first=True)  # noqa: E731
+    log_probs, mask = flat([read.log_probs for read, _ in looked]), flat([read.mask for read, _ in looked])
+    advantages = group_advantages(torch.stack([group.total for group in grpo.groups]), scale).flatten()
+    reference = flat([group.reference for group in grpo.groups])
+    loss, _ = policy_loss(
+        log_probs,
+        log_probs.detach(),
+        advantages,
+        mask,
+        reference,
+        0.04,
+        (0.2, 0.2),
+        loss_type,
+        grpo.hparams.max_new_tokens,
+    )
+    drawn = [
+        (logits, group.item["target"])
+        for group, (_, masks) in zip(grpo.groups, looked)
+        for slot, logits in masks.items()
+        if group.draws[slot]
+    ]
+    assert len(drawn) == 3 and all(group.teaches for group in grpo.groups)
+    logits, targets = (torch.stack(rows)[:, None] for rows in zip(*drawn))
+    (loss + grpo.dice_ce(logits, targets)).backward()
+    expected = {name: p.grad for name, p in grpo.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys() and any("lora" in name for name in found)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def equal(score, module, group, mask_logits):
+    score(module, group, mask_logits)
+    group.teaches = False
 
 
 def test_the_reference_is_the_model_of_the_start(grpo, start):
@@ -180,13 +232,6 @@ def test_the_reference_is_the_model_of_the_start(grpo, start):
     trained = {name for name, p in grpo.core_seg.named_parameters() if p.requires_grad}
     assert any("lora_A" in name for name in trained)
     assert all("lora" in name or name.startswith(("adapter", "segmenter.mask_decoder")) for name in trained)
-
-
-def test_flat_keeps_the_order_of_images_and_completions():
-    from types import SimpleNamespace as Pass
-
-    passes = [Pass(x=torch.tensor([[1.0, 2.0], [3.0, 0.0]])), Pass(x=torch.tensor([[4.0], [5.0]]))]
-    assert flat(passes, "x").tolist() == [[1, 2], [3, 0], [4, 0], [5, 0]]
 
 
 def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):
