@@ -17,6 +17,8 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg segment scan.png --query "Locate and segment the polyp." --release releases/mine --out out/
   core-seg evaluate releases/mine --manifest manifest.jsonl --split test --out out/
   core-seg evaluate runs/tiny-segmenter/checkpoints/best.ckpt --manifest manifest.jsonl --split test --out out/
+  core-seg compare out/sft out/grpo-0 out/grpo-1     image by image, with intervals
+  core-seg curves runs/grpo-0 runs/grpo-1 --out curves.png      reward curves of runs
   core-seg data synthesize data/synthetic --n 1500        synthetic lesions; --kind reason: a query picks one
   core-seg data check manifest.jsonl                 every broken line, and what to do about it
   core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions

@@ -7,7 +7,8 @@ from typing import Literal
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
-    top = {"segment": segment, "evaluate": evaluate, "release": release, "app": app, "demo": demo}
+    top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
+    top |= {"release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "check": check, "sheet": sheet}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
@@ -18,7 +19,10 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
         from jsonargparse import ArgumentParser
 
         parser = ArgumentParser(prog=f"core-seg {' '.join(arguments[:words])}", exit_on_error=False)
-        parser.add_function_arguments(function, as_positional=True)
+        several = [name for name, kind in function.__annotations__.items() if kind == list[Path]]
+        parser.add_function_arguments(function, as_positional=True, skip=set(several))
+        for name in several:
+            parser.add_argument(name, nargs="+", type=Path, help="One or more folders.")
         switches = {f"--{name}" for name, kind in function.__annotations__.items() if kind is bool}
         typed = [f"{word}=true" if word in switches else word for word in arguments[words:]]
         function(**parser.instantiate_classes(parser.parse_args(typed)))
@@ -74,10 +78,10 @@ def segment(image: Path, *, release: Path, query: str = "Locate and segment the 
 def evaluate(
     model: Path, *, manifest: Path, split: str = "test", out: Path = Path("out"), swapped: bool = False, limit: int = 0
 ):
-    """Score a release (or a stage-0 checkpoint, which is given the true boxes) on a split of a manifest.
+    """Score a release or checkpoint (of stage 0: it is given the true boxes) on a split of a manifest.
 
     Args:
-        model: Folder of a release, or checkpoints/best.ckpt of a stage-0 run.
+        model: Folder of a release, or checkpoints/best.ckpt of a run.
         manifest: manifest.jsonl.
         split: train, val or test.
         out: Folder for evaluation.json, evaluation.md, cases.csv and cases.png.
@@ -91,15 +95,19 @@ def evaluate(
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
     from lab.evaluation.run import evaluate_boxes, load_sample
-    from lab.model.release import load_release, segmenter_from_checkpoint
+    from lab.model.release import load_model, read_checkpoint, segmenter_from_checkpoint
 
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
         raise LabError(f"{manifest}: no record has split '{split}'; name another split")
     if 0 < limit < len(records):
         records = [records[place * len(records) // limit] for place in range(limit)]
-    about = {"model": model.name, "manifest": "/".join(manifest.parts[-2:]), "split": split} | machine()
-    if model.suffix == ".ckpt":
+    about = {
+        "model": model.name if model.is_dir() else "/".join(model.parts[-3:]),
+        "manifest": "/".join(manifest.parts[-2:]),
+        "split": split,
+    } | machine()
+    if model.suffix == ".ckpt" and "segmenter" in read_checkpoint(model)["hyper_parameters"]:
         segmenter = segmenter_from_checkpoint(model)
         frame = evaluate_boxes(segmenter, records)
         summary = about | summarise(frame)
@@ -108,7 +116,7 @@ def evaluate(
             sample = load_sample(record)
             return segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))
     else:
-        core_seg = load_release(model)
+        core_seg = load_model(model)
         boxes = core_seg.config.reasoner.max_boxes
         frame = ask(core_seg.predict, records, boxes)
         summary = about | summarise(frame)
@@ -129,6 +137,56 @@ def evaluate(
     draw_cases(out / "cases.png", frame, records, mask_of)
     overall = summary["overall"]
     print(f"mDice {overall['mDice']:.3f} {overall['mDice_ci']}, failure rate {overall['failure_rate']:.3f}, in {out}/")
+
+
+def compare(base: Path, others: list[Path], *, out: Path | None = None):
+    """Compare evaluations of one model, in several seeds or one, with that of a base, image by image.
+
+    Args:
+        base: Folder that core-seg evaluate wrote, of what the others are to be better than.
+        others: The same of the other model, a folder a seed.
+        out: JSON to write.
+    """
+    import json
+
+    from lab.evaluation.compare import compare as against
+    from lab.evaluation.compare import comparison_table, read_cases
+    from lab.evaluation.report import machine
+
+    comparison = against(read_cases(base), [read_cases(other) for other in others])
+    if out:
+        of = {folder.name: json.loads((folder / "evaluation.json").read_text()) for folder in (base, *others)}
+        models = {"models": [summary["model"] for summary in of.values()], "evaluations": of}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(comparison | machine() | models, indent=1) + "\n")
+    print(comparison_table(comparison))
+
+
+def curves(
+    runs: list[Path],
+    *,
+    out: Path = Path("curves.png"),
+    metrics: str = "reward,dice,failure_rate,rewards/detect/mean,kl,entropy",
+    smoothing: float = 0.9,
+):
+    """Draw metrics of runs; runs whose names differ only behind the last `-`, such as seeds, share a colour.
+
+    Args:
+        runs: Folders of runs, such as runs/tiny-grpo-0 runs/tiny-grpo-1.
+        out: PNG to write.
+        metrics: Names in metrics.jsonl, with commas between.
+        smoothing: 0 draws what was logged; towards 1 ever smoother.
+    """
+    from lab.errors import LabError
+    from lab.evaluation.curves import draw_curves
+
+    if not 0 <= smoothing < 1:
+        raise LabError(f"--smoothing {smoothing} is not from 0 to below 1; change it")
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        groups.setdefault(run.name.rpartition("-")[0] or run.name, []).append(run)
+    draw_curves(out, groups, metrics.split(","), smoothing)
+    print(f"wrote {out}")
 
 
 def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: str = "see the run's config_fit.yaml"):

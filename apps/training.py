@@ -121,6 +121,17 @@ def run_training(arguments: list[str]) -> None:
         raise LabError(f"{' '.join(str(error).split())}; change the configuration") from None
     except SIGTERMException:
         raise KeyboardInterrupt from None
+    except ValueError as error:
+        if behind := lab_error(error):
+            raise behind from None
+        raise
+
+
+def lab_error(error: BaseException | None) -> LabError | None:
+    """The LabError that a module raised while jsonargparse built it, which comes out wrapped in errors of its own."""
+    while error and not isinstance(error, LabError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def resume_command(typed: list[str]) -> str:
