@@ -22,8 +22,8 @@ demo: install ## Train on synthetic lesions and open the page (about 12 minutes)
 test: install ## Run the tests
 	$(VENV)/bin/python -m pytest
 
-app: install ## Open the page with the release of the demo
-	$(VENV)/bin/core-seg app runs/demo/release
+app: install ## Open the lab with releases/ and runs/
+	$(VENV)/bin/core-seg app
 
 lint: install ## Check style
 	$(VENV)/bin/ruff check .

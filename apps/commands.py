@@ -1,5 +1,6 @@
 """The commands beside training. Each is a function whose arguments jsonargparse turns into flags."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
-    data = {"synthesize": synthesize, "check": check, "sheet": sheet}
+    data = {"synthesize": synthesize, "hard": hard, "check": check, "sheet": sheet}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -39,8 +40,6 @@ def segment(image: Path, *, release: Path, query: str = "Locate and segment the 
         query: What to look for.
         out: Folder for the results.
     """
-    import json
-
     import cv2
     import numpy as np
 
@@ -147,8 +146,6 @@ def compare(base: Path, others: list[Path], *, out: Path | None = None):
         others: The same of the other model, a folder a seed.
         out: JSON to write.
     """
-    import json
-
     from lab.evaluation.compare import compare as against
     from lab.evaluation.compare import comparison_table, read_cases
     from lab.evaluation.report import machine
@@ -229,6 +226,33 @@ def synthesize(
     print(f"wrote {path}")
 
 
+def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float = 0.5, others: float = 0.0):
+    """Keep the records that a model finds hard: the paper's difficulty-aware filtering, by CORE-Seg itself.
+
+    Args:
+        manifest: manifest.jsonl.
+        evaluation: Folder that core-seg evaluate wrote about it; records that it does not name are dropped.
+        out: Name of the new manifest, beside the old one.
+        below: Records whose Dice is below this are kept,
+        others: and so many of the rest for each of them, evenly spread.
+    """
+    from lab.data.manifest import read_manifest
+    from lab.errors import LabError
+    from lab.evaluation.compare import read_cases
+
+    if Path(out).name != out:
+        raise LabError(f"--out '{out}' is not the name of a file; it is written beside the manifest")
+    dice = read_cases(evaluation).set_index("id").dice
+    asked = [record.id for record in read_manifest(manifest) if record.id in dice]
+    kept = {name for name in asked if dice[name] < below}
+    rest = [name for name in asked if name not in kept]
+    wanted = min(len(rest), round(others * len(kept)))
+    kept |= {rest[place * len(rest) // wanted] for place in range(wanted)}
+    lines = [line for line in manifest.read_text().splitlines() if line and json.loads(line)["id"] in kept]
+    (manifest.parent / out).write_text("\n".join(lines) + "\n")
+    print(f"wrote {manifest.parent / out}: {len(lines)} of {len(asked)} records")
+
+
 def check(manifest: Path):
     """Read every line, image and mask of a manifest and list what is wrong; exit code 2 when anything is.
 
@@ -258,16 +282,33 @@ def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):
     print(f"wrote {out}")
 
 
-def app(release: Path, port: int = 7860):
-    """Open the page of a release on this machine.
+def app(
+    releases: Path = Path("releases"),
+    *,
+    runs: Path | None = Path("runs"),
+    manifest: Path | None = None,
+    public: bool = False,
+    port: int = 7860,
+):
+    """Open the lab on this machine: models side by side, reward curves and rollouts.
 
     Args:
-        release: Folder that core-seg release wrote.
+        releases: Folder of releases, or one release.
+        runs: Folder of your runs; their checkpoints can be asked too.
+        manifest: manifest.jsonl whose records can be picked, with their truth.
+        public: For strangers: releases only, no runs and no manifest.
         port: On 127.0.0.1.
     """
-    from apps.page import launch
+    from apps.lab.library import Library
+    from apps.lab.page import launch
+    from lab.errors import LabError
 
-    launch(release, port)
+    if runs is not None and not runs.is_dir():
+        runs = None
+    library = Library(releases, None if public else runs, None if public else manifest)
+    if not library.models():
+        raise LabError(f"there is no release in '{releases}' and no trained run; train one, or give --releases DIR")
+    launch(library, port, public)
 
 
 def demo(data: str = "", minutes: float = 9.0, page: bool = True, port: int = 7860):

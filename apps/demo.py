@@ -58,10 +58,10 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     ]
     part("6/6 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
     if page:
-        from apps.page import launch
+        from apps.lab.library import Library
+        from apps.lab.page import launch
 
-        test = [record for record in read_manifest(manifest) if record.split == "test"]
-        launch(release, port, examples=[[str(record.image), record.query] for record in test[:: len(test) // 5 + 1]])
+        launch(Library(release, FOLDER, manifest), port)
 
 
 def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:

@@ -1,7 +1,7 @@
 """Chain of thought written from measured facts, and read back into claims that can be checked against them."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -78,21 +78,44 @@ def _pick(phrasings: tuple[str, ...], rng: np.random.Generator) -> str:
     return phrasings[rng.integers(len(phrasings))]
 
 
-def parse_claims(text: str) -> dict[str, str]:
-    """What a reasoning claims about location, size, contrast, margin, shape and count, in the words of `Facts`.
+@dataclass(frozen=True)
+class Claim:
+    """What a reasoning says of one fact, and where: `text[start:end]`."""
 
-    Any text is taken; a fact that is not mentioned has no entry. The first mention of each counts. The first sentence
-    is about normal anatomy and the last one names the lesion, so that their words are read only when they stand alone.
+    name: str
+    """Of the fact, one of `CLAIMS`."""
+    says: str
+    """In the words of `Facts`."""
+    start: int
+    end: int
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text start and end."""
+    return [found.span() for found in re.finditer(r"\S.*?(?:[.!?](?=\s|$)|$)", text, re.DOTALL)]
+
+
+def find_claims(text: str) -> list[Claim]:
+    """What a reasoning claims about location, size, contrast, margin, shape and count.
+
+    Any text is taken; the first mention of each fact counts. The first sentence is about normal anatomy and the last
+    one names the lesion, so that their words are read only when they stand alone.
     """
-    sentences = re.split(r"(?<=[.!?])\s+", text.strip().lower())
-    body = " ".join(sentences[1:-1] if len(sentences) > 2 else sentences)
-    claims = {}
+    spans = sentences(text)
+    body = spans[1:-1] if len(spans) > 2 else spans
+    claims = []
     for name, pattern in _PATTERNS.items():
-        found = re.search(pattern, body)
+        found = re.compile(pattern, re.IGNORECASE).search(text, body[0][0], body[-1][1]) if body else None
         if found:
-            words = [_SYNONYMS.get(word, word) for word in re.split(r"[ -]", found.group())]
-            claims[name] = " ".join(word for word in words if word not in ("middle", "defined"))
+            words = [_SYNONYMS.get(word, word) for word in re.split(r"[ -]", found.group().lower())]
+            says = " ".join(word for word in words if word not in ("middle", "defined"))
+            claims.append(Claim(name, says, *found.span()))
     return claims
+
+
+def parse_claims(text: str) -> dict[str, str]:
+    """The claims of `find_claims`, by the name of the fact; one that is not mentioned has no entry."""
+    return {claim.name: claim.says for claim in find_claims(text)}
 
 
 def check_claims(claims: dict[str, str], facts: Facts) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
 from lab.model.answer import Answer, parse
-from lab.model.decoding import Sampling
+from lab.model.decoding import Sampling, collect
 from lab.model.qwen import reasoner_for
 from lab.model.reasoner import GREEDY, ReasonerConfig, pad
 from lab.model.segmenter import Segmenter, SegmenterConfig, normalise
@@ -36,6 +36,15 @@ class Encoded(NamedTuple):
     """(B, C, h, w) image embeddings of the segmenter."""
     features: Tensor
     """(B, image_tokens, channels) features of the reasoner's vision tower."""
+
+
+class Scene(NamedTuple):
+    """Images that are asked about, encoded once for all that is done with them."""
+
+    images: list[np.ndarray]
+    """(H, W, 3) uint8 RGB each."""
+    encoded: Encoded
+    prompts: list[list[int]]
 
 
 class Output(NamedTuple):
@@ -179,42 +188,54 @@ class CoreSeg(nn.Module):
     ) -> list[Prediction]:
         """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for."""
         start = time.perf_counter()
-        encoded, prompts = self._inputs(images, queries)
-        completions = self.reasoner.generate(prompts, self.see(encoded), max_new_tokens, sampling)
-        return self._segment(images, encoded, prompts, completions, start)
+        scene = self.open(images, queries)
+        completions = self.reasoner.generate(scene.prompts, self.see(scene.encoded), max_new_tokens, sampling)
+        return self._segment(scene, completions, start)
 
     @torch.no_grad()
-    def segment_text(self, images: list[np.ndarray], queries: list[str], texts: list[str]) -> list[Prediction]:
-        """Segment from given answers, as if the model had written them."""
-        start = time.perf_counter()
-        encoded, prompts = self._inputs(images, queries)
-        return self._segment(images, encoded, prompts, [self.reasoner.completion_ids(text) for text in texts], start)
+    def open(self, images: list[np.ndarray], queries: list[str]) -> Scene:
+        """Encode images (H, W, 3) uint8 RGB and queries, one for each."""
+        size = self.config.segmenter.image_size
+        pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
+        return Scene(images, self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries])
 
-    def stream(
-        self, image: np.ndarray, query: str, max_new_tokens: int = 200, sampling: Sampling = GREEDY
-    ) -> Iterator[str]:
-        """Yield the answer so far, token by token; `segment_text` of the last one gives its boxes and mask."""
-        encoded, prompts = self._inputs([image], [query])
+    @torch.no_grad()
+    def segment_text(self, scene: Scene, texts: list[str]) -> list[Prediction]:
+        """Segment from given answers, as if the model had written them."""
+        completions = [self.reasoner.completion_ids(text) for text in texts]
+        return self._segment(scene, completions, time.perf_counter())
+
+    def stream(self, scene: Scene, max_new_tokens: int = 200, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """Yield the answer about one image so far, token by token; `segment_text` turns the last into a mask."""
         ids: list[int] = []
-        for step in self.reasoner.decode(prompts, self.see(encoded), 1, max_new_tokens, sampling):
+        for step in self.reasoner.decode(scene.prompts, self.see(scene.encoded), 1, max_new_tokens, sampling):
             ids.append(int(step.tokens))
             yield self.reasoner.decode_text(ids)
 
-    @torch.no_grad()
-    def _inputs(self, images: list[np.ndarray], queries: list[str]) -> tuple[Encoded, list[list[int]]]:
-        size = self.config.segmenter.image_size
-        pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
-        return self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries]
+    def sample(self, scene: Scene, count: int, sampling: Sampling, max_new_tokens: int = 200) -> list[str]:
+        """Several answers about one image; image and prompt are encoded once for all."""
+        steps = self.reasoner.decode(scene.prompts, self.see(scene.encoded), count, max_new_tokens, sampling)
+        return [self.reasoner.decode_text(ids) for ids in collect(steps, 1, count)[0]]
 
-    def _segment(
-        self,
-        images: list[np.ndarray],
-        encoded: Encoded,
-        prompts: list[list[int]],
-        completions: list[list[int]],
-        start: float,
-    ) -> list[Prediction]:
-        output = self(encoded, prompts, completions)
+    @torch.no_grad()
+    def attention(self, scene: Scene, texts: list[str]) -> list[np.ndarray]:
+        """Where the semantic prompt of each answer looks: (H, W) float32, 0..1, over the image; zeros without `<seg>`.
+
+        The weights of the mask decoder's last attention from tokens to image, mean over heads and prompt tokens.
+        """
+        output = self(scene.encoded, scene.prompts, [self.reasoner.completion_ids(text) for text in texts])
+        maps = [np.zeros(image.shape[:2], np.float32) for image in scene.images]
+        rows = output.mask_rows.tolist()
+        if rows:
+            weights = self.segmenter.prompt_attention(scene.encoded.embeddings[rows], output.prompt_tokens)
+            for row, weight in zip(rows, weights):
+                frame = Frame(*maps[row].shape, self.config.segmenter.image_size)
+                looked = frame.logits_to_original(weight[None])[0].clamp(min=0)
+                maps[row] = (looked / looked.max().clamp(min=1e-9)).float().cpu().numpy()
+        return maps
+
+    def _segment(self, scene: Scene, completions: list[list[int]], start: float) -> list[Prediction]:
+        images, output = scene.images, self(scene.encoded, scene.prompts, completions)
         drawn = dict(zip(output.mask_rows.tolist(), output.mask_logits))
         seconds = (time.perf_counter() - start) / len(images)
         predictions = []

@@ -170,6 +170,20 @@ class Segmenter(nn.Module):
         return self.mask_decoder(embeddings, self.prompt_encoder.get_dense_pe(), prompt, dense)
 
     @torch.no_grad()
+    def prompt_attention(self, embeddings: Tensor, prompt: Tensor) -> Tensor:
+        """How much the prompt tokens (B, N, C) attend to each cell of the embeddings (B, C, h, w): (B, h, w), sum 1."""
+        attention, seen = self.mask_decoder.transformer.final_attn_token_to_image, {}
+        hook = attention.register_forward_pre_hook(lambda module, _, given: seen.update(given), with_kwargs=True)
+        try:
+            self.decode(embeddings, prompt)
+        finally:
+            hook.remove()
+        project = {"q": attention.q_proj, "k": attention.k_proj}
+        q, k = (attention._separate_heads(project[name](seen[name]), attention.num_heads) for name in "qk")
+        weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)  # (B, heads, tokens, h w)
+        return weights[:, :, -prompt.shape[1] :].mean((1, 2)).unflatten(-1, embeddings.shape[-2:])
+
+    @torch.no_grad()
     def segment_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Segment what lies in each box and return the union.
 

@@ -32,7 +32,7 @@ def model():
 def inputs(model):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in QUERIES]
-    encoded, prompts = model._inputs(images, QUERIES)
+    _, encoded, prompts = model.open(images, QUERIES)
     with torch.no_grad():
         return encoded, prompts, model.see(encoded)
 

@@ -36,7 +36,7 @@ def images():
 def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
     """HF's own `generate`, from the same embeddings, one prompt at a time, without padding, and in causal order."""
     monkeypatch.setattr(model.reasoner, "small", False)
-    encoded, prompts = model._inputs(images, QUERIES)
+    _, encoded, prompts = model.open(images, QUERIES)
     ours = model.reasoner.generate(prompts, model.see(encoded), 20)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
@@ -51,7 +51,7 @@ def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
 
 
 def test_padding_changes_no_hidden_state(model, images):
-    encoded, prompts = model._inputs(images, QUERIES)
+    _, encoded, prompts = model.open(images, QUERIES)
     for left in (False, True):
         ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
         together = model.reasoner(ids, mask, model.see(encoded), torch.zeros_like(ids))
@@ -62,7 +62,7 @@ def test_padding_changes_no_hidden_state(model, images):
 
 
 def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(model, images):
-    encoded, prompts = model._inputs(images, QUERIES)
+    _, encoded, prompts = model.open(images, QUERIES)
     written = model.reasoner.generate(prompts, model.see(encoded), 12)
     logits = model(encoded, prompts, written).logits
     logits[:, [model.reasoner.image_id, model.reasoner.pad_id]] = -torch.inf
@@ -70,7 +70,7 @@ def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(mod
 
 
 def test_the_prompt_sees_all_of_itself_and_the_answer_only_what_came_before(model, images):
-    encoded, prompts = model._inputs(images[:1], QUERIES[:1])
+    _, encoded, prompts = model.open(images[:1], QUERIES[:1])
     length, visual = len(prompts[0]), model.see(encoded)
     ids = torch.tensor([prompts[0] + model.reasoner.completion_ids("dark round")])
     is_completion = (torch.arange(ids.shape[1]) >= length).long()[None]
@@ -90,24 +90,26 @@ def test_only_a_seg_token_in_the_answer_draws_a_mask(model, images):
         "<think> a </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>",
         "<think> a </think><answer>No such lesion is found. The mask is empty.</answer>",
     ]
-    drawn, empty = model.segment_text(images, ["Segment <seg> <image> the cyst."] * 2, texts)
+    drawn, empty = model.segment_text(model.open(images, ["Segment <seg> <image> the cyst."] * 2), texts)
     assert drawn.has_mask and drawn.mask.shape == (50, 70) and drawn.probability.max() > 0
     np.testing.assert_allclose(drawn.boxes, [[7, 5, 42, 30]], atol=1e-4)
     assert empty.has_mask and not empty.mask.any() and empty.mask.shape == (64, 40)
-    (none,) = model.segment_text(images[:1], QUERIES[:1], ["no idea"])
+    (none,) = model.segment_text(model.open(images[:1], QUERIES[:1]), ["no idea"])
     assert not none.has_mask and not none.mask.any() and none.answer.problem
 
 
 def test_the_mask_depends_on_the_text(model, images):
     text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
-    one, other = (model.segment_text(images[:1], QUERIES[:1], [text.format(w)])[0] for w in ("dark", "bright round"))
+    one, other = (
+        model.segment_text(model.open(images[:1], QUERIES[:1]), [text.format(w)])[0] for w in ("dark", "bright round")
+    )
     assert np.abs(one.probability - other.probability).max() > 1e-6
 
 
 def test_a_blind_seg_token_sees_the_query_but_not_the_answer(model, images):
     """Else masks are learnt from the boxes in the true text, and the query is ignored."""
     text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
-    encoded, _ = model._inputs(images[:1], QUERIES[:1])
+    _, encoded, _ = model.open(images[:1], QUERIES[:1])
 
     def mask(query, word, blind):
         prompts, completions = [model.reasoner.prompt_ids(query)], [model.reasoner.completion_ids(text.format(word))]
@@ -120,7 +122,7 @@ def test_a_blind_seg_token_sees_the_query_but_not_the_answer(model, images):
 
 
 def test_streaming_ends_in_what_predict_gives(model, images):
-    *_, last = model.stream(images[0], QUERIES[0], max_new_tokens=15)
+    *_, last = model.stream(model.open(images[:1], QUERIES[:1]), max_new_tokens=15)
     (prediction,) = model.predict(images[:1], QUERIES[:1], max_new_tokens=15)
     assert last == prediction.text
 

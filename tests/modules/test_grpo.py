@@ -41,7 +41,7 @@ def start(tmp_path_factory):
         ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
     )
     model, folder = CoreSeg(config), tmp_path_factory.mktemp("start")
-    encoded, prompts = model._inputs([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
+    _, encoded, prompts = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     with torch.no_grad():
         opened = model.reasoner.prompt(prompts, model.see(encoded))
         state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]

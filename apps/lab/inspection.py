@@ -1,0 +1,323 @@
+"""The Inspect tab: one image, two to four models side by side, and the mask again from an edited answer."""
+
+import json
+import secrets
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlencode
+
+import cv2
+import gradio as gr
+import matplotlib
+import numpy as np
+
+from apps.lab import views
+from apps.lab.library import Library
+from lab.data.facts import measure
+from lab.data.images import load_sample, read_image
+from lab.errors import LabError
+from lab.evaluation.metrics import dice_iou
+from lab.evaluation.report import contoured
+from lab.model.core_seg import CoreSeg, Scene
+from lab.model.decoding import Sampling
+
+COLUMNS = 4
+MAX_QUERY, MAX_ANSWER = 300, 4000
+"""Characters."""
+KEPT_RESULTS = 64
+FILES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"]
+QUERIES = [
+    "Locate and segment the polyp in this colon colonoscopy.",
+    "Locate and segment the breast tumour in this breast ultrasound.",
+    "Locate and segment the glioma in this brain MRI T1 contrast.",
+    "Locate and segment the foot ulcer in this foot visible-light photograph.",
+    "Find the lesion with the blurred margin and outline it.",
+    "Segment the larger of the dark ones.",
+]
+TOOLBAR = (
+    '<div class="views" role="toolbar" aria-label="What is drawn over the images">'
+    + "".join(
+        f'<button type="button" data-view-button="{name}" aria-pressed="{pressed}">{label}</button>'
+        for name, label, pressed in (
+            ("overlay", "Overlay", "true"),
+            ("contour", "Contour", "false"),
+            ("errors", "Errors", "false"),
+            ("difference", "Difference to the first", "false"),
+            ("attention", "Where the prompt looks", "false"),
+            ("off", "Off", "false"),
+        )
+    )
+    + '<label>opacity <input type="range" min="0" max="1" step="0.05" value="0.45" data-opacity></label>'
+    '<label><input type="checkbox" checked data-toggle="boxes"> boxes</label>'
+    '<button type="button" data-reset>Reset zoom</button>'
+    "<small>wheel zooms all columns, drag moves them; keys + - 0 and arrows</small></div>"
+)
+
+
+@dataclass
+class Result:
+    """What a visitor asked and got; kept on the server, the page holds its random id."""
+
+    image: np.ndarray
+    query: str
+    record: str = ""
+    shown: dict[str, views.Shown] = field(default_factory=dict)
+    scenes: dict[str, Scene] = field(default_factory=dict)
+
+
+class Results:
+    """The last results by id; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Result] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, result: Result) -> str:
+        key = secrets.token_urlsafe(16)
+        with self._lock:
+            self._kept[key] = result
+            while len(self._kept) > KEPT_RESULTS:
+                self._kept.popitem(last=False)
+        return key
+
+    def get(self, key: str | None) -> Result:
+        with self._lock:
+            if key not in self._kept:
+                raise gr.Error("That result is gone; press Segment again.")
+            return self._kept[key]
+
+
+def read(path: str) -> np.ndarray:
+    """An uploaded image; what is wrong with it is said with the name that the visitor gave it."""
+    try:
+        return read_image(path)
+    except LabError as error:
+        raise gr.Error(str(error).replace(str(path), Path(path).name)) from None
+
+
+def answered(model: CoreSeg, name: str, scene: Scene, text: str, result: Result, truth, facts) -> views.Shown:
+    """Boxes, mask, attention and scores of a finished or edited answer."""
+    (prediction,) = model.segment_text(scene, [text])
+    boxes = model.config.reasoner.max_boxes
+    first = next(iter(result.shown.values()), None)
+    return views.Shown(
+        name=name,
+        prediction=prediction,
+        attention=model.attention(scene, [text])[0],
+        truth=truth,
+        facts=facts,
+        max_boxes=boxes,
+        other=first.prediction.mask if first else None,
+        scores=views.score(prediction, truth, boxes) if truth is not None else {},
+    )
+
+
+def column(shown: views.Shown, image: np.ndarray) -> tuple[str, str]:
+    """HTML of an answer: its text with state and figures, and its viewer."""
+    text = views.reasoning(shown.prediction.text, shown.facts)
+    said = f"<h3>{shown.name}</h3>" + views.state(shown.prediction) + text
+    return said + views.figures(shown.prediction, shown.scores), views.viewer(image, shown, shown.name)
+
+
+def export(result: Result) -> list[str]:
+    """Files of a result: each model's mask (PNG, size of the image), one figure with all, and JSON."""
+    folder = Path(tempfile.mkdtemp(prefix="core-seg-"))
+    about = {"query": result.query, "record": result.record, "notice": views.NOTICE, "answers": {}}
+    files = []
+    for name, shown in result.shown.items():
+        said = shown.prediction
+        path = folder / f"{name.replace('/', '-')}_mask.png"
+        cv2.imwrite(str(path), said.mask.astype(np.uint8) * 255)
+        files.append(path)
+        about["answers"][name] = {"text": said.text, "valid": said.answer.valid, "problem": said.answer.problem}
+        about["answers"][name] |= {"boxes": said.boxes.round(1).tolist(), "scores": shown.scores}
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(result.shown), figsize=(5.5 * len(result.shown), 6), squeeze=False)
+    for axis, (name, shown) in zip(axes[0], result.shown.items()):
+        axis.imshow(contoured(result.image, shown.truth, shown.prediction.mask))
+        dice = f"  Dice {shown.scores['Dice']:.3f}" if shown.scores else ""
+        axis.set_title(f"{name}{dice}", fontsize=10)
+        axis.axis("off")
+    figure.suptitle(result.query, fontsize=10)
+    figure.text(0.5, 0.02, views.NOTICE, ha="center", fontsize=9)
+    figure.savefig(folder / "figure.png", dpi=120)
+    pyplot.close(figure)
+    (folder / "answers.json").write_text(json.dumps(about, indent=1) + "\n")
+    return [str(path) for path in (*files, folder / "figure.png", folder / "answers.json")]
+
+
+def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
+    """The tab's components, and what a link fills in: record, query and models."""
+    results = Results()
+    names = list(library.models())
+    records = sorted(library.records, key=lambda name: ("test", "val", "train").index(library.records[name].split))
+
+    def picked(path: str | None, record: str | None) -> np.ndarray:
+        if path:
+            return read(path)
+        if not record:
+            raise gr.Error("Choose an image first.")
+        return load_sample(library.record(record)).image
+
+    def preview(path: str | None, record: str | None) -> str:
+        return views.viewer(picked(path, record)) if path or record else ""
+
+    def choose(record: str | None):
+        return (None, library.record(record).query) if record else (gr.skip(), gr.skip())
+
+    def run(
+        path, record, query: str, chosen: list[str], sampled: bool, temperature: float, seed: int
+    ) -> Iterator[dict]:
+        """Ask each model in turn; text is streamed, then boxes and mask come."""
+        if not (query or "").strip() or len(query) > MAX_QUERY:
+            raise gr.Error(f"Write a query of 1 to {MAX_QUERY} characters.")
+        if not 1 <= len(chosen or []) <= COLUMNS:
+            raise gr.Error(f"Choose 1 to {COLUMNS} models.")
+        image, truth, facts = picked(path, record), None, None
+        if record and not path:
+            truth = load_sample(library.record(record)).mask
+            facts = measure(image, truth)
+        result = Result(image, query, record if truth is not None else "")
+        sampling = Sampling(temperature, seed=int(seed)) if sampled else Sampling()
+        yield {
+            key: results.add(result),
+            **{text: "" for text in texts},
+            **{picture: views.viewer(image) for picture in pictures[: len(chosen)]},
+            **{columns[place]: gr.Column(visible=place < len(chosen)) for place in range(COLUMNS)},
+            whose: gr.Radio(chosen, value=chosen[-1]),
+            edited: "",
+            copied: link(result.record, query, chosen),
+        }
+        for place, name in enumerate(chosen):
+            start, model, text = time.perf_counter(), library.model(name), ""
+            scene = model.open([image], [query])
+            for text in model.stream(scene, sampling=sampling):
+                yield {texts[place]: f"<h3>{name}</h3>" + views.reasoning(text)}
+            shown = answered(model, name, scene, text, result, truth, facts)
+            shown.prediction.seconds = time.perf_counter() - start
+            result.shown[name], result.scenes[name] = shown, scene
+            said, seen = column(shown, image)
+            yield {texts[place]: said, pictures[place]: seen, edited: text}
+
+    def text_of(key: str, name: str | None) -> str:
+        shown = results.get(key).shown.get(name or "")
+        return shown.prediction.text if shown else ""
+
+    def again(key: str, name: str | None, text: str) -> tuple[str, str, str]:
+        """Segment from an edited answer; nothing is generated."""
+        result = results.get(key)
+        if name not in result.shown:
+            raise gr.Error("Choose whose answer you edited.")
+        if len(text) > MAX_ANSWER:
+            raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
+        before = result.shown[name]
+        start = time.perf_counter()
+        after = answered(library.model(name), name, result.scenes[name], text, result, before.truth, before.facts)
+        after.prediction.seconds, after.other = time.perf_counter() - start, before.prediction.mask
+        same = dice_iou(before.prediction.mask, after.prediction.mask)[0]
+        areas = f"{before.prediction.mask.mean():.1%} to {after.prediction.mask.mean():.1%}"
+        moved = f"<p><b>The new mask agrees with the old one to Dice {same:.3f}</b>; area {areas} of the image.</p>"
+        said = views.state(after.prediction) + moved + views.changes(before.prediction.text, text)
+        said += views.figures(after.prediction, after.scores)
+        return said, views.viewer(result.image, before, "before"), views.viewer(result.image, after, "after the edit")
+
+    def several(key: str, name: str | None, temperature: float, seed: int, count: int) -> str:
+        """Several sampled answers of one model as small multiples."""
+        result = results.get(key)
+        if name not in result.scenes:
+            raise gr.Error("Choose a model that has answered.")
+        model, shown = library.model(name), result.shown[name]
+        texts = model.sample(result.scenes[name], int(count), Sampling(max(0.05, temperature), seed=int(seed)))
+        cards = []
+        for text in texts:
+            (said,) = model.segment_text(result.scenes[name], [text])
+            scores = views.score(said, shown.truth, shown.max_boxes) if shown.truth is not None else {}
+            picture = contoured(result.image, shown.truth, said.mask)
+            dice = f"Dice {scores['Dice']:.3f}" if scores else f"area {said.mask.mean():.1%}"
+            cards.append(
+                f'<div class="completion"><img src="{views.data_uri(picture)}" alt="{dice}"><b>{dice}</b>'
+                f"{views.state(said)}<details><summary>answer</summary>{views.reasoning(text, shown.facts)}</details>"
+                "</div>"
+            )
+        return f'<div class="completions">{"".join(cards)}</div>'
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            upload = gr.File(file_types=FILES, type="filepath", label="Image (PNG, JPEG, TIFF)", height=96)
+            record = gr.Dropdown(records, value=None, label="or a record, whose truth is known", visible=bool(records))
+            query = gr.Dropdown(QUERIES, value=QUERIES[0], allow_custom_value=True, label="Query")
+            models = gr.Dropdown(
+                names, value=names[:2], multiselect=True, max_choices=COLUMNS, label="Models, side by side"
+            )
+            with gr.Accordion("Sampling", open=False):
+                sampled = gr.Checkbox(False, label="Sample instead of the likeliest answer")
+                temperature = gr.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature")
+                seed = gr.Number(0, precision=0, label="Seed")
+            with gr.Row():
+                go, stop = gr.Button("Segment", variant="primary"), gr.Button("Stop")
+            copied = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="link")
+        with gr.Column(scale=3):
+            gr.HTML(TOOLBAR)
+            gr.HTML(views.legend(True))
+            columns, pictures, texts = [], [], []
+            with gr.Row():
+                for place in range(COLUMNS):
+                    with gr.Column(min_width=240, visible=place == 0) as one:
+                        pictures.append(gr.HTML(elem_id=f"viewer-{place}"))
+                        texts.append(gr.HTML(elem_id=f"answer-{place}"))
+                    columns.append(one)
+    key = gr.State("")
+    with gr.Accordion("Edit an answer and segment again", open=True):
+        with gr.Row():
+            with gr.Column(scale=2):
+                whose = gr.Radio([], label="Whose answer")
+                edited = gr.Textbox(label="Reasoning, boxes and answer", lines=5, elem_id="edited")
+                resegment = gr.Button("Segment again from this text", variant="primary")
+                changed = gr.HTML(elem_id="changed")
+            with gr.Column(scale=1, min_width=240):
+                gr.Markdown("before")
+                old = gr.HTML(elem_id="viewer-before")
+            with gr.Column(scale=1, min_width=240):
+                gr.Markdown("after")
+                new = gr.HTML(elem_id="viewer-after")
+    with gr.Accordion("Several samples of that model", open=False):
+        with gr.Row():
+            count = gr.Slider(2, 8, 4, step=1, label="Samples")
+            multiply = gr.Button("Sample")
+        multiples = gr.HTML(elem_id="samples")
+    with gr.Accordion("Export", open=False):
+        pack = gr.Button("Make files: masks, figure, JSON")
+        files = gr.File(label="Files", file_count="multiple", interactive=False)
+
+    record.input(choose, record, [upload, query], api_visibility="private")
+    gr.on([upload.change, record.change], preview, [upload, record], pictures[0], api_visibility="private")
+    event = go.click(
+        run,
+        [upload, record, query, models, sampled, temperature, seed],
+        [key, *texts, *pictures, *columns, whose, edited, copied],
+        concurrency_id="model",
+        concurrency_limit=1,
+        api_name="segment",
+    )
+    stop.click(None, cancels=[event], api_visibility="private")
+    whose.input(text_of, [key, whose], edited, api_visibility="private")
+    resegment.click(again, [key, whose, edited], [changed, old, new], concurrency_id="model", api_name="segment_again")
+    multiply.click(
+        several, [key, whose, temperature, seed, count], multiples, concurrency_id="model", api_name="sample"
+    )
+    pack.click(lambda key: export(results.get(key)), key, files, api_visibility="private")
+    return record, query, models
+
+
+def link(record: str | None, query: str, chosen: list[str]) -> str:
+    """The address that reopens a view; an uploaded image is not kept, so that it has none."""
+    if not record:
+        return "an uploaded image is not kept; pick a record to get a link"
+    return "?" + urlencode({"record": record, "query": query, "models": ",".join(chosen)})

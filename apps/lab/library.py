@@ -1,0 +1,101 @@
+"""What there is to look at: models, runs and records, by id; nothing is opened by a path that a visitor sends."""
+
+import threading
+from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path
+
+from lab.data.manifest import read_manifest
+from lab.data.sample import Record
+from lab.errors import LabError
+from lab.model.core_seg import CoreSeg
+from lab.model.release import load_model
+
+KEPT_MODELS = 4
+"""Models in memory; the one that was used longest ago goes first."""
+
+
+class Library:
+    """Releases, runs and the records of a manifest.
+
+    Args:
+        releases: Folder of releases, or one release.
+        runs: Folder of runs; None hides them.
+        manifest: manifest.jsonl whose records can be picked; None offers uploads only.
+    """
+
+    def __init__(self, releases: Path, runs: Path | None = None, manifest: Path | None = None) -> None:
+        self.releases, self.runs = releases, runs
+        self.records: dict[str, Record] = {r.id: r for r in read_manifest(manifest)} if manifest else {}
+        self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def models(self) -> dict[str, Path]:
+        """Name to release folder or checkpoint; SFT before GRPO, so that the first two are the default comparison."""
+        folders = [self.releases] if (self.releases / "config.json").is_file() else sorted(self.releases.glob("*"))
+        found = {folder.name: folder for folder in folders if (folder / "model.safetensors").is_file()}
+        for run in self.run_folders().values():
+            for path in sorted((run / "checkpoints").glob("*.ckpt")):
+                if holds_core_seg(run):
+                    found[f"{run.name}/{path.stem}"] = path
+        return dict(sorted(found.items(), key=lambda item: (item[1].suffix == ".ckpt", "sft" not in item[0], item[0])))
+
+    def model(self, name: str) -> CoreSeg:
+        """The loaded model of a name of `models`, shared by everyone who asks.
+
+        Raises:
+            LabError: No such model, or one that cannot be loaded.
+        """
+        path = self.models().get(name)
+        if path is None:
+            raise LabError(f"there is no model '{name}'; reload the page")
+        file = path if path.suffix else path / "model.safetensors"
+        key = f"{path} {file.stat().st_mtime_ns}"  # a run that goes on overwrites its checkpoint
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = load_model(path)
+                if len(self._loaded) > KEPT_MODELS:
+                    self._loaded.popitem(last=False)
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+
+    def record(self, identity: str) -> Record:
+        """The record of an id.
+
+        Raises:
+            LabError: When the manifest has none.
+        """
+        if identity not in self.records:
+            raise LabError(f"the manifest has no record '{identity}'; pick another")
+        return self.records[identity]
+
+    def run_folders(self) -> dict[str, Path]:
+        """Name to folder of every run that has logged something, the newest first."""
+        if self.runs is None:
+            return {}
+        files = [path for path in self.runs.rglob("metrics.jsonl")]
+        files.sort(key=lambda path: -path.stat().st_mtime)
+        return {str(path.parent.relative_to(self.runs)): path.parent for path in files}
+
+    def run(self, name: str) -> Path:
+        """The folder of a run.
+
+        Raises:
+            LabError: No such run.
+        """
+        folder = self.run_folders().get(name)
+        if folder is None:
+            raise LabError(f"there is no run '{name}' (any more); reload the page")
+        return folder
+
+
+def holds_core_seg(run: Path) -> bool:
+    """Whether a run's checkpoints are of stage 1 or later, told from its own configuration."""
+    config = run / "config_fit.yaml"
+    return config.is_file() and ("modules.sft." in (text := config.read_text()) or "modules.grpo." in text)
+
+
+def described(name: str, folder: Path) -> str:
+    """A run's name with the class that it trains and when it last logged."""
+    logged = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime)
+    return f"{name} ({logged:%d %b %H:%M})"

@@ -1,0 +1,76 @@
+"""The lab's page: its tabs, its looks, and the links that reopen a view."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from apps.lab import inspection, rewards, rollouts, views
+from apps.lab.library import Library
+
+TITLE = "CORE-Seg lab: reason first, then segment"
+ASSETS = Path(__file__).parent / "assets"
+QUEUE = 32
+"""Visitors that may wait for the model."""
+
+
+def build(library: Library, public: bool = False) -> gr.Blocks:
+    """The page.
+
+    Args:
+        library: What there is to look at.
+        public: For strangers: releases only, no runs, no records of a manifest.
+    """
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(f"# {TITLE}")
+        gr.HTML(f'<div class="notice">{views.NOTICE}</div>')
+        with gr.Tabs() as tabs:
+            with gr.Tab("Inspect", id="inspect"):
+                record, query, models = inspection.build(library)
+            if not public:
+                with gr.Tab("Rewards", id="rewards"):
+                    runs, metrics = rewards.build(library)
+                with gr.Tab("Rollouts", id="rollouts"):
+                    rollouts.build(library)
+
+        def reopen(request: gr.Request):
+            """Fill in what a link names; what is not there (any more) is left as it was."""
+            asked = dict(request.query_params)
+            names = [name for name in asked.get("models", "").split(",") if name in library.models()]
+            chosen = [name for name in asked.get("runs", "").split(",") if name in library.run_folders()]
+            record = library.records.get(asked.get("record", ""))
+            query = asked.get("query", record.query if record else "")[: inspection.MAX_QUERY]
+            filled = [
+                gr.Dropdown(value=record.id) if record else gr.skip(),
+                query or gr.skip(),
+                gr.Dropdown(value=names) if names else gr.skip(),
+            ]
+            if public:
+                return filled
+            return [gr.Tabs(selected="rewards") if chosen else gr.skip(), *filled, gr.Dropdown(value=chosen)]
+
+        outputs = [record, query, models] if public else [tabs, record, query, models, runs]
+        page.load(reopen, None, outputs, api_visibility="private")
+    return page.queue(max_size=QUEUE)
+
+
+def launch(library: Library, port: int, public: bool = False, block: bool = True) -> str:
+    """Serve the page on 127.0.0.1, at a free port when `port` is 0.
+
+    Returns:
+        The address.
+    """
+    page = build(library, public)
+    _, url, _ = page.launch(
+        server_name="127.0.0.1",
+        server_port=port or None,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        head=f"<style>{(ASSETS / 'lab.css').read_text()}</style>",  # css= would be confined to .gradio-container
+        js=(ASSETS / "lab.js").read_text().partition("\n")[2],
+        max_file_size="30mb",
+    )
+    print(f"Open {url} (Ctrl-C ends it)", flush=True)
+    if block:
+        page.block_thread()
+    return url

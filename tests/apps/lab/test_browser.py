@@ -1,0 +1,223 @@
+"""The lab in a real browser, on runs that are trained here. Without these a click could do nothing at all."""
+
+import json
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from apps.cli import main
+from apps.lab.library import Library
+from apps.lab.page import launch
+from lab.data.reason import write_reason
+from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.reasoner import ReasonerConfig
+from lab.model.release import save_release
+from lab.model.segmenter import SegmenterConfig
+from tests.modules.test_grpo import flags
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine: apt-get install chromium")
+ANSWER = "<think> A dark area. </think><answer>The cyst are located at [[{}]]. The mask is <seg>.</answer>"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Address of a lab over two releases of random weights and two GRPO runs of 3 steps, and the folder of the runs."""
+    folder = tmp_path_factory.mktemp("lab")
+    manifest = write_reason(folder / "data", 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+    config = CoreSegConfig(
+        SegmenterConfig(image_size=64, embed_dim=32),
+        ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
+    )
+    for seed, name in enumerate(("tiny-sft", "tiny-grpo")):
+        torch.manual_seed(seed)
+        save_release(CoreSeg(config), folder / "releases" / name, name, "nothing")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    for seed in (0, 1):
+        more = [f"--model.init_args.seed={seed}"]
+        assert main(flags(manifest, folder / "releases" / "tiny-sft", f"run-{seed}", *more, steps=3)) == 0
+    patch.undo()
+    library = Library(folder / "releases", folder / "runs", manifest)
+    return launch(library, 0, block=False), folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, lab):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_default_timeout(20_000)
+    yield page
+    page.close()
+    assert not wrong
+
+
+def segmented(page, lab):
+    """The first record of the manifest, answered by two models."""
+    address, folder = lab
+    record = json.loads((folder / "data" / "manifest.jsonl").read_text().splitlines()[0])
+    page.goto(f"{address}?record={record['id']}")
+    page.get_by_role("button", name="Segment", exact=True).click()
+    page.wait_for_selector("#answer-1 .figures")
+    return record
+
+
+def visible(page, layer):
+    return page.evaluate(f"getComputedStyle(document.querySelector('#viewer-0 .layer.{layer}')).display") == "block"
+
+
+def transforms(page):
+    return page.evaluate(
+        "['#viewer-0', '#viewer-1'].map(id => getComputedStyle(document.querySelector(id + ' .pan')).transform)"
+    )
+
+
+def test_two_models_answer_side_by_side_and_one_click_changes_the_view(page, lab):
+    record = segmented(page, lab)
+    assert "tiny-sft" in page.text_content("#answer-0") and "tiny-grpo" in page.text_content("#answer-1")
+    assert "Dice" in page.text_content("#answer-0") and "INVALID ANSWER" in page.text_content("#answer-0")
+    assert page.get_by_label("Query").input_value() == record["query"]
+    for view in ("contour", "errors", "difference", "attention", "overlay"):
+        page.click(f"[data-view-button={view}]")
+        shown = "#viewer-1" if view == "difference" else "#viewer-0"
+        others = {"contour", "errors", "attention", "overlay"} - {view}
+        style = f"getComputedStyle(document.querySelector('{shown} .layer.{view}')).display"
+        assert page.evaluate(style) == "block" and not any(visible(page, other) for other in others)
+    assert "Not a medical device" in page.text_content("body")
+
+
+def test_zooming_in_one_column_moves_the_other(page, lab):
+    segmented(page, lab)
+    before = transforms(page)
+    page.hover("#viewer-0 .stage")
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("getComputedStyle(document.querySelector('#viewer-1 .pan')).transform.includes('2.7')")
+    one, other = transforms(page)
+    assert before[0] != one and re.split("[(,]", one)[1] == re.split("[(,]", other)[1]
+    page.click("[data-reset]")
+    assert transforms(page) == before
+
+
+def test_an_edited_answer_gives_another_mask(page, lab):
+    segmented(page, lab)
+    seen = []
+    for box in ("5,5,30,30", "60,60,95,95"):
+        page.fill("#edited textarea", ANSWER.format(box))
+        page.get_by_role("button", name="Segment again from this text").click()
+        page.wait_for_function(f"document.querySelector('#changed')?.textContent.includes('[[{box}]]')")
+        page.wait_for_selector("#viewer-after .layer.overlay", state="attached")
+        seen.append(page.get_attribute("#viewer-after .layer.overlay", "src"))
+    assert seen[0] != seen[1]
+    assert page.locator("#changed ins").count() and "agrees with the old one" in page.text_content("#changed")
+
+
+def test_curves_of_two_runs_one_of_which_is_still_written(page, lab):
+    address, folder = lab
+    page.goto(f"{address}?runs=run-0,run-1")
+    page.wait_for_selector("#curves .main-svg")
+    traces = "document.querySelector('#curves .js-plotly-plot')._fullData.map(trace => trace.x.length)"
+    page.wait_for_function(f"{traces}.length >= 4")
+    path = folder / "runs" / "run-1" / "metrics.jsonl"
+    before = path.read_text()
+    last = [json.loads(line) for line in before.splitlines() if "reward" in line][-1]
+    with path.open("a") as file:
+        file.write(json.dumps(last | {"step": last["step"] + 1}) + "\n" + '{"step": 9, "rew')  # within a line
+    try:
+        page.wait_for_function(f"Math.max(...{traces}) >= 4", timeout=30_000)
+    finally:
+        path.write_text(before)
+
+
+def test_a_group_of_completions_and_a_followed_image(page, lab):
+    page.goto(lab[0])
+    page.get_by_role("tab", name="Rollouts").click()
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name="run-0").click()
+    page.wait_for_selector("#rollout-groups .completion")
+    assert page.locator("#rollout-groups .group").count() == 2
+    assert page.locator("#rollout-groups .completion").count() == 2 * 8
+    page.wait_for_function("document.querySelector('#followed-text')?.textContent.includes('step 0:')")
+    page.fill("#follow input[type=number]", "3")
+    page.press("#follow input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#followed-text').textContent.includes('step 3:')")
+
+
+def test_a_link_reopens_the_view(page, lab):
+    segmented(page, lab)
+    address = page.input_value("#link textarea")
+    page.goto(lab[0] + address)
+    page.wait_for_selector("#viewer-0 .stage")
+    query = page.get_by_label("Query").input_value()
+    assert query and query.replace(" ", "+") in address.replace("%2C", ",")
+
+
+def test_visitors_at_once_get_their_own_answers(lab, tmp_path):
+    """Eight at a time, each with a query of its own; no error and no mixed-up text."""
+    from gradio_client import Client, handle_file
+    from PIL import Image
+
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "a.png")
+    found, wrong = {}, []
+
+    def visit(number):
+        try:
+            client = Client(lab[0], verbose=False)
+            query = f"Segment lesion {number}."
+            found[number] = client.predict(
+                handle_file(tmp_path / "a.png"), None, query, ["tiny-sft"], False, 1.0, 0, api_name="/segment"
+            )
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(found) == 8 and time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    "content, query, models, words",
+    [
+        (b"<html>", "Segment.", ["tiny-sft"], "not an image"),
+        (b"", "Segment.", ["tiny-sft"], "empty"),
+        (None, "Segment.", ["tiny-sft"], "Choose an image"),
+        ("image", " ", ["tiny-sft"], "1 to 300"),
+        ("image", "x" * 301, ["tiny-sft"], "1 to 300"),
+        ("image", "Segment.", [], "1 to 4 models"),
+        ("image", "Segment.", ["../../etc"], "not in the list"),
+    ],
+)
+def test_bad_input_gets_one_sentence(lab, tmp_path, content, query, models, words):
+    from gradio_client import Client, handle_file
+    from PIL import Image
+
+    path = tmp_path / "a.png"
+    if content == "image":
+        Image.new("RGB", (64, 48)).save(path)
+    elif content is not None:
+        path.write_bytes(content)
+    upload = handle_file(path) if path.exists() else None
+    with pytest.raises(Exception, match=words) as error:
+        Client(lab[0], verbose=False).predict(upload, None, query, models, False, 1.0, 0, api_name="/segment")
+    assert str(tmp_path) not in str(error.value) and "Traceback" not in str(error.value)
