@@ -287,6 +287,7 @@ def app(
     *,
     runs: Path | None = Path("runs"),
     manifest: Path | None = None,
+    evaluations: Path = Path("out"),
     public: bool = False,
     port: int = 7860,
 ):
@@ -296,6 +297,7 @@ def app(
         releases: Folder of releases, or one release.
         runs: Folder of your runs; their checkpoints can be asked too.
         manifest: manifest.jsonl whose records can be picked, with their truth.
+        evaluations: Folder below which core-seg evaluate wrote.
         public: For strangers: releases only, no runs and no manifest.
         port: On 127.0.0.1.
     """
@@ -305,7 +307,7 @@ def app(
 
     if runs is not None and not runs.is_dir():
         runs = None
-    library = Library(releases, None if public else runs, None if public else manifest)
+    library = Library(releases, None if public else runs, None if public else manifest, [evaluations])
     if not library.models():
         raise LabError(f"there is no release in '{releases}' and no trained run; train one, or give --releases DIR")
     launch(library, port, public)

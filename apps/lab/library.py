@@ -22,10 +22,19 @@ class Library:
         releases: Folder of releases, or one release.
         runs: Folder of runs; None hides them.
         manifest: manifest.jsonl whose records can be picked; None offers uploads only.
+        evaluations: Folders below which core-seg evaluate wrote.
     """
 
-    def __init__(self, releases: Path, runs: Path | None = None, manifest: Path | None = None) -> None:
+    def __init__(
+        self,
+        releases: Path,
+        runs: Path | None = None,
+        manifest: Path | None = None,
+        evaluations: list[Path] | None = None,
+    ) -> None:
         self.releases, self.runs = releases, runs
+        self.evaluations = [folder for folder in (runs, *(evaluations or [])) if folder]
+        self.votes = (runs or Path("runs")) / "votes.jsonl"
         self.records: dict[str, Record] = {r.id: r for r in read_manifest(manifest)} if manifest else {}
         self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
         self._lock = threading.Lock()

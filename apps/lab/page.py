@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from apps.lab import inspection, rewards, rollouts, views
+from apps.lab import blind, data, inspection, leaderboard, rewards, rollouts, views
 from apps.lab.library import Library
 
 TITLE = "CORE-Seg lab: reason first, then segment"
@@ -31,6 +31,12 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
                     runs, metrics = rewards.build(library)
                 with gr.Tab("Rollouts", id="rollouts"):
                     rollouts.build(library)
+                with gr.Tab("Leaderboard", id="leaderboard"):
+                    leaderboard.build(library)
+                with gr.Tab("Blind", id="blind"):
+                    blind.build(library, library.votes)
+                with gr.Tab("Data", id="data"):
+                    data.build(library)
 
         def reopen(request: gr.Request):
             """Fill in what a link names; what is not there (any more) is left as it was."""

@@ -192,7 +192,8 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
             address = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"])
             save = gr.DownloadButton("CSV")
         with gr.Column(scale=4):
-            plot = gr.Plot(label="Curves (the camera above the chart saves a PNG)", elem_id="curves")
+            plot = gr.Plot(show_label=False, elem_id="curves")
+            gr.Markdown("Dragging zooms all charts, a double click goes back; the camera above them saves a PNG.")
             gr.Markdown("### In which settings the runs differ")
             differences = gr.Dataframe(interactive=False, wrap=True)
     shown, outputs = [runs, metrics, axis, weight, by], [plot, differences, address]

@@ -47,9 +47,9 @@ class Shown:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """Pixels (H, W, 3 or 4) uint8 RGB or RGBA as a PNG to put into HTML, its longer side at most `SHOWN_SIDE`."""
-    scale = min(1.0, SHOWN_SIDE / max(pixels.shape[:2]))
+def data_uri(pixels: np.ndarray, side: int = SHOWN_SIDE) -> str:
+    """Pixels (H, W, 3 or 4) uint8 RGB or RGBA as a PNG to put into HTML, its longer side at most `side` pixels."""
+    scale = min(1.0, side / max(pixels.shape[:2]))
     if scale < 1:
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR

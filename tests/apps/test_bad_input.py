@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from apps.cli import main
-from lab.model.core_seg import CoreSeg, CoreSegConfig
-from lab.model.reasoner import ReasonerConfig
+from lab.model.core_seg import CoreSeg
 from lab.model.release import save_release
-from lab.model.segmenter import SegmenterConfig
+from tests.tiny_model import tiny_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "segmenter.yaml"
 
@@ -140,10 +139,7 @@ CASES = {
 def folder(tmp_path, manifest, monkeypatch):
     """An empty place with a valid manifest, and `release/`, a complete one of random weights."""
     monkeypatch.chdir(tmp_path)
-    config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32), ReasonerConfig("small", 64, 1, 64, scene_dim=32)
-    )
-    save_release(CoreSeg(config), tmp_path / "release", "t", "nothing")
+    save_release(CoreSeg(tiny_config()), tmp_path / "release", "t", "nothing")
     return tmp_path
 
 

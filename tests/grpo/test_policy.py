@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from lab.grpo.policy import group_pass
-from lab.model.core_seg import CoreSeg, CoreSegConfig
+from lab.model.core_seg import CoreSeg
 from lab.model.decoding import Sampling, collect, token_log_probs, truncate
-from lab.model.reasoner import ReasonerConfig
-from lab.model.segmenter import SegmenterConfig
+from tests.tiny_model import tiny_config
 
 QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image.", "Find it."]
 G = 4
@@ -17,11 +16,7 @@ G = 4
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32),
-        ReasonerConfig(hidden_size=64, layers=2, image_size=64, scene_dim=32),
-    )
-    core_seg = CoreSeg(config).eval()
+    core_seg = CoreSeg(tiny_config(2)).eval()
     bias = torch.zeros(len(core_seg.reasoner.tokenizer))
     bias[core_seg.reasoner.eos_id] = 4.0  # likely, so that completions end at different times and leave the batch
     core_seg.reasoner.model.lm_head.register_forward_hook(lambda module, given, logits: logits + bias)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lab.model.core_seg import CoreSeg, CoreSegConfig
-from lab.model.reasoner import ReasonerConfig, pad
+from lab.model.core_seg import CoreSeg
+from lab.model.reasoner import pad
 from lab.model.release import ReleaseError, load_release, save_release
-from lab.model.segmenter import SegmenterConfig
+from tests.tiny_model import tiny_config
 
 QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image."]
 
@@ -17,11 +17,7 @@ QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32),
-        ReasonerConfig(hidden_size=64, layers=2, image_size=64, scene_dim=32),
-    )
-    core_seg = CoreSeg(config).eval()
+    core_seg = CoreSeg(tiny_config(2)).eval()
     with torch.no_grad():  # logits far enough apart that a greedy choice is no tie
         core_seg.reasoner.model.get_input_embeddings().weight.mul_(8)
     return core_seg

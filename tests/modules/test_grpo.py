@@ -14,13 +14,12 @@ from lab.data.manifest import read_manifest
 from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.grpo.objective import group_advantages, policy_loss
-from lab.model.core_seg import CoreSeg, CoreSegConfig
-from lab.model.reasoner import ReasonerConfig
+from lab.model.core_seg import CoreSeg
 from lab.model.release import core_seg_from_checkpoint, load_release, save_release
-from lab.model.segmenter import SegmenterConfig
 from modules.grpo import Grpo, Rewards, as_mask
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
+from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUP = 6, 8
@@ -36,11 +35,7 @@ def lesions(tmp_path_factory):
 def start(tmp_path_factory):
     """A release of a model that has learnt nothing, but that writes tags often enough to be told apart by format."""
     torch.manual_seed(0)
-    config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32),
-        ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
-    )
-    model, folder = CoreSeg(config), tmp_path_factory.mktemp("start")
+    model, folder = CoreSeg(tiny_config()), tmp_path_factory.mktemp("start")
     _, encoded, prompts = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     with torch.no_grad():
         opened = model.reasoner.prompt(prompts, model.see(encoded))

@@ -3,20 +3,14 @@
 import pytest
 import torch
 
-from lab.model.core_seg import CoreSegConfig, Output
-from lab.model.reasoner import ReasonerConfig
-from lab.model.segmenter import SegmenterConfig
+from lab.model.core_seg import Output
 from modules.sft import Sft
+from tests.tiny_model import tiny_config
 
 
 @pytest.fixture(scope="module")
 def sft():
-    return Sft(
-        CoreSegConfig(
-            SegmenterConfig(image_size=64, embed_dim=32, weights="random"),
-            ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
-        )
-    )
+    return Sft(tiny_config())
 
 
 def output(prompt_tokens=None, relevance=None):

@@ -32,8 +32,8 @@
     const view = event.target.closest("[data-view-button]");
     if (view) setView(view.dataset.viewButton);
     if (event.target.closest("[data-reset]")) { place.zoom = 1; move(0, 0); }
-    const link = event.target.closest("[data-copy]");
-    if (link) navigator.clipboard?.writeText(location.origin + location.pathname + link.dataset.copy);
+    const point = event.target.closest("#scatter") && document.querySelector("#scatter .js-plotly-plot")?._hoverdata?.[0];
+    if (point?.customdata) location.search = "?record=" + encodeURIComponent(point.customdata);
   });
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-toggle]")) root.classList.toggle("no-" + event.target.dataset.toggle, !event.target.checked);

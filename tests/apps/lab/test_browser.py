@@ -14,11 +14,10 @@ from apps.cli import main
 from apps.lab.library import Library
 from apps.lab.page import launch
 from lab.data.reason import write_reason
-from lab.model.core_seg import CoreSeg, CoreSegConfig
-from lab.model.reasoner import ReasonerConfig
+from lab.model.core_seg import CoreSeg
 from lab.model.release import save_release
-from lab.model.segmenter import SegmenterConfig
 from tests.modules.test_grpo import flags
+from tests.tiny_model import tiny_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[3]
@@ -31,13 +30,9 @@ def lab(tmp_path_factory):
     """Address of a lab over two releases of random weights and two GRPO runs of 3 steps, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("lab")
     manifest = write_reason(folder / "data", 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
-    config = CoreSegConfig(
-        SegmenterConfig(image_size=64, embed_dim=32),
-        ReasonerConfig(hidden_size=64, layers=1, image_size=64, scene_dim=32),
-    )
     for seed, name in enumerate(("tiny-sft", "tiny-grpo")):
         torch.manual_seed(seed)
-        save_release(CoreSeg(config), folder / "releases" / name, name, "nothing")
+        save_release(CoreSeg(tiny_config()), folder / "releases" / name, name, "nothing")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
     for seed in (0, 1):
