@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from apps.lab import views
+from apps.lab.inspection import TOOLBAR
 from apps.lab.library import Library
 from lab.data.images import load_sample
 
@@ -95,6 +96,7 @@ def build(library: Library, path: Path) -> None:
         one = gr.Dropdown(names, value=names[0] if names else None, label="One model")
         other = gr.Dropdown(names, value=names[1] if len(names) > 1 else None, label="The other")
         following = gr.Button("Next pair", variant="primary")
+    gr.HTML(TOOLBAR)
     asked = gr.Markdown(elem_id="blind-query")
     with gr.Row():
         pictures, texts = [], []

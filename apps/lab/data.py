@@ -42,13 +42,10 @@ def distributions(records: list[Record]) -> go.Figure:
                 row=1,
                 col=column,
             )
-    return figure.update_layout(
+    return views.plain(figure).update_layout(
         barmode="stack",
         height=340,
         margin={"t": 40, "b": 20, "l": 40, "r": 10},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(127,127,127,0.06)",
-        font={"color": "#808890"},
     )
 
 
@@ -67,7 +64,8 @@ def shown(record: Record) -> tuple[str, str]:
     truth = Prediction(text, parse(text, 100), np.zeros((0, 4)), sample.mask, sample.mask * 1.0, True, 0.0, 0)
     zeros = np.zeros(sample.mask.shape, np.float32)
     picture = views.viewer(sample.image, views.Shown("truth", truth, zeros, sample.mask, facts), record.id)
-    measured = "".join(f"<span>{k} <b>{html.escape(str(v))}</b></span>" for k, v in asdict(facts).items() if v != "")
+    rounded = {k: np.round(v, 3).tolist() if isinstance(v, float | tuple) else v for k, v in asdict(facts).items()}
+    measured = "".join(f"<span>{k} <b>{html.escape(str(v))}</b></span>" for k, v in rounded.items() if v != "")
     about = ("modality", "anatomy", "lesion", "source", "license", "split", "group")
     told = "".join(f"<span>{name} <b>{html.escape(str(getattr(record, name)))}</b></span>" for name in about)
     said = views.reasoning(f"<think> {reasoning} </think>", facts)

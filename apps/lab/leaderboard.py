@@ -73,14 +73,11 @@ def scatter(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> g
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "gray"}, showlegend=False, hoverinfo="skip"
     )
-    return figure.update_layout(
+    return views.plain(figure).update_layout(
         xaxis_title=f"A: {names[0]}",
         yaxis_title=f"B: {names[1]}",
         height=520,
         margin={"t": 20, "b": 40, "l": 50, "r": 10},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(127,127,127,0.06)",
-        font={"color": "#808890"},
     )
 
 

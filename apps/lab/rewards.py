@@ -14,6 +14,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from apps.lab.library import Library, described
+from apps.lab.views import plain
 from lab.errors import LabError
 from lab.evaluation.curves import read_metrics, smoothed
 
@@ -117,17 +118,13 @@ def chart(
                 **place,
             )
     figure.update_xaxes(matches="x", title_text=axis)
-    figure.update_layout(
+    return plain(figure).update_layout(
         height=90 + 280 * rows,
         hovermode="x unified",
         uirevision="keep",
         legend={"orientation": "h", "y": 1.12},
         margin={"l": 40, "r": 10, "t": 60, "b": 40},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(127,127,127,0.06)",
-        font={"color": "#808890"},
     )
-    return figure
 
 
 def _faded(colour: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import matplotlib
 import numpy as np
+import plotly.graph_objects as go
 import torch
 from monai.metrics import compute_surface_dice
 
@@ -205,6 +206,15 @@ def changes(old: str, new: str) -> str:
             pieces += [f"<del>{html.escape(' '.join(words[0][a:b]))}</del>"] if b > a else []
             pieces += [f"<ins>{html.escape(' '.join(words[1][c:d]))}</ins>"] if d > c else []
     return f'<div class="reasoning">{" ".join(pieces)}</div>'
+
+
+def plain(figure: go.Figure) -> go.Figure:
+    """A chart that reads on a light and on a dark page."""
+    figure.update_xaxes(gridcolor="rgba(127,127,127,0.25)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(127,127,127,0.25)", zeroline=False)
+    return figure.update_layout(
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(127,127,127,0.06)", font={"color": "#808890"}
+    )
 
 
 def legend(truth: bool) -> str:

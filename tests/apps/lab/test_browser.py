@@ -38,8 +38,11 @@ def lab(tmp_path_factory):
     for seed in (0, 1):
         more = [f"--model.init_args.seed={seed}"]
         assert main(flags(manifest, folder / "releases" / "tiny-sft", f"run-{seed}", *more, steps=3)) == 0
+        release = folder / "releases" / ("tiny-sft", "tiny-grpo")[seed]
+        evaluation = ["evaluate", str(release), f"--manifest={manifest}", "--split=train", f"--out=out/{release.name}"]
+        assert main(evaluation) == 0
     patch.undo()
-    library = Library(folder / "releases", folder / "runs", manifest)
+    library = Library(folder / "releases", folder / "runs", manifest, [folder / "out"])
     return launch(library, 0, block=False), folder
 
 
@@ -70,6 +73,7 @@ def segmented(page, lab):
     address, folder = lab
     record = json.loads((folder / "data" / "manifest.jsonl").read_text().splitlines()[0])
     page.goto(f"{address}?record={record['id']}")
+    page.wait_for_selector("#viewer-0 .stage")  # the link has been read
     page.get_by_role("button", name="Segment", exact=True).click()
     page.wait_for_selector("#answer-1 .figures")
     return record
@@ -93,7 +97,7 @@ def test_two_models_answer_side_by_side_and_one_click_changes_the_view(page, lab
     for view in ("contour", "errors", "difference", "attention", "overlay"):
         page.click(f"[data-view-button={view}]")
         shown = "#viewer-1" if view == "difference" else "#viewer-0"
-        others = {"contour", "errors", "attention", "overlay"} - {view}
+        others = {"errors", "attention", "overlay"} - {view}
         style = f"getComputedStyle(document.querySelector('{shown} .layer.{view}')).display"
         assert page.evaluate(style) == "block" and not any(visible(page, other) for other in others)
     assert "Not a medical device" in page.text_content("body")
@@ -216,3 +220,39 @@ def test_bad_input_gets_one_sentence(lab, tmp_path, content, query, models, word
     with pytest.raises(Exception, match=words) as error:
         Client(lab[0], verbose=False).predict(upload, None, query, models, False, 1.0, 0, api_name="/segment")
     assert str(tmp_path) not in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_a_blind_vote_reveals_the_names_and_is_kept(page, lab):
+    page.goto(lab[0])
+    page.get_by_role("tab", name="Blind").click()
+    page.get_by_role("button", name="Next pair").click()
+    page.wait_for_selector("#blind-right .stage")
+    assert "tiny-" not in page.text_content("#blind-left") + page.text_content("#revealed")
+    page.get_by_role("button", name="Left is better").click()
+    page.wait_for_function("document.querySelector('#revealed').textContent.includes('Left was')")
+    (vote,) = (lab[1] / "runs" / "votes.jsonl").read_text().splitlines()
+    vote = json.loads(vote)
+    assert vote["vote"] == "left" and {vote["left"], vote["right"]} == {"tiny-sft", "tiny-grpo"}
+
+
+def test_evaluations_are_ranked_and_a_point_opens_its_image(page, lab):
+    page.goto(lab[0])
+    page.get_by_role("tab", name="Leaderboard").click()
+    page.wait_for_selector("#scatter .point")
+    assert page.locator("#leaderboard").get_by_text("tiny-grpo").count()
+    page.hover("#scatter .point >> nth=0", force=True)
+    page.wait_for_function("document.querySelector('#scatter .js-plotly-plot')._hoverdata?.length > 0")
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_url("**/?record=*")
+    page.wait_for_selector("#viewer-0 .stage")
+
+
+def test_records_are_browsed(page, lab):
+    page.goto(lab[0])
+    page.get_by_role("tab", name="Data").click()
+    page.wait_for_selector("#data-image .stage")
+    before = page.text_content("#data-facts")
+    page.fill("#record-slider input[type=number]", "1")
+    page.press("#record-slider input[type=number]", "Enter")
+    page.wait_for_function("before => document.querySelector('#data-facts').textContent !== before", arg=before)
