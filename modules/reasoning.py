@@ -9,6 +9,7 @@ from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
 from lab.evaluation.metrics import dice_iou
+from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, Encoded, Prediction
 from modules.optimisation import adamw_warmup_cosine
 
@@ -19,10 +20,15 @@ class ReasoningModule(L.LightningModule):
 
     core_seg: CoreSeg
 
-    def hold(self, core_seg: CoreSeg, cache: str | None) -> None:
-        """Take the model, freeze its encoders and open the cache of their outputs."""
-        self.core_seg = core_seg
+    def hold(self, core_seg: CoreSeg, cache: str | None, trains_encoders: bool = False) -> None:
+        """Take the model, freeze its encoders unless they are to be trained, and open the cache of their outputs."""
+        if cache and trains_encoders:
+            raise LabError(f"the outputs of encoders that are trained cannot be cached in '{cache}'; set cache: null")
+        self.core_seg, self.trains_encoders = core_seg, trains_encoders
         core_seg.freeze_encoders()
+        if trains_encoders:
+            for encoder in core_seg.encoders():
+                encoder.requires_grad_(True)
         core_seg.segmenter.to(memory_format=torch.channels_last)
         self.cache = FeatureCache(cache, core_seg.encoders()) if cache else None
 
@@ -33,18 +39,21 @@ class ReasoningModule(L.LightningModule):
             records, config.image_size, mask_size, reasoner.grid, reasoner.max_boxes, self.hparams.views, self.cache
         )
 
-    @torch.no_grad()
     def encode(self, batch: dict[str, list]) -> Encoded:
-        """The frozen encoders' outputs: from the cache where it has them, else computed and stored there."""
+        """The encoders' outputs, each image once; frozen ones from the cache where it has them, else stored there."""
         rows, missing = list(batch["features"]), defaultdict(list)  # pixels: the rows that show them, for other queries
         for row, features in enumerate(rows):
             if features is None:
                 missing[batch["pixels"][row].numpy().tobytes()].append(row)
         if missing:
             pixels = torch.stack([batch["pixels"][same[0]] for same in missing.values()])
-            computed = self.core_seg.encode(pixels.to(self.device))
+            low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.trains_encoders and self.hparams.bf16)
+            with torch.set_grad_enabled(self.trains_encoders), low:
+                computed = self.core_seg.encode(pixels.to(self.device))
             for place, same in enumerate(missing.values()):
-                features = {name: tensor[place].half() for name, tensor in computed._asdict().items()}  # as cached
+                features = {name: tensor[place] for name, tensor in computed._asdict().items()}
+                if not self.trains_encoders:
+                    features = {name: tensor.half() for name, tensor in features.items()}  # as cached
                 for row in same:
                     rows[row] = features
                 if self.cache:
@@ -76,7 +85,12 @@ class ReasoningModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        policy, rest = self.core_seg.reasoner.parameters(), (self.core_seg.adapter, self.core_seg.segmenter)
-        parts = [(policy, h.learning_rate)]
-        parts += [(part.parameters(), h.get("seg_learning_rate", h.learning_rate)) for part in rest]
+        encoders = {id(p): p for encoder in self.core_seg.encoders() for p in encoder.parameters()}  # some are shared
+        rates = [(self.core_seg.reasoner, h.learning_rate)]
+        rates += [
+            (part, h.get("seg_learning_rate", h.learning_rate))
+            for part in (self.core_seg.adapter, self.core_seg.segmenter)
+        ]
+        parts = [([p for p in part.parameters() if id(p) not in encoders], rate) for part, rate in rates]
+        parts.append((encoders.values(), h.get("encoder_learning_rate", 0.0)))
         return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)

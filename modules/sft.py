@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
+from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
-from lab.model.release import segmenter_from_checkpoint
+from lab.model.release import load_model, segmenter_from_checkpoint
 from modules.reasoning import ReasoningModule
 
 
@@ -19,7 +20,8 @@ class Sft(ReasoningModule):
     """Teacher forcing on (image, query, reasoning, answer).
 
     Args:
-        core_seg: What to build; see `CoreSegConfig`.
+        core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
+        start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
         segmenter_checkpoint: Checkpoint of stage 0; None keeps the segmenter's own weights.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
@@ -35,6 +37,7 @@ class Sft(ReasoningModule):
         own_text_after: First step that may be such a step.
         blind: Share of rows, on all other steps, whose `<seg>` token sees image and query but not the answer.
         learning_rate: Peak rate of AdamW.
+        encoder_learning_rate: The same for the image encoders; 0 freezes them, as in the paper.
         weight_decay: AdamW's decay.
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
@@ -46,7 +49,8 @@ class Sft(ReasoningModule):
 
     def __init__(
         self,
-        core_seg: CoreSegConfig,
+        core_seg: CoreSegConfig | None = None,
+        start: str | None = None,
         segmenter_checkpoint: str | None = None,
         cache: str | None = None,
         views: int = 2,
@@ -59,6 +63,7 @@ class Sft(ReasoningModule):
         own_text_after: int = 1500,
         blind: float = 0.5,
         learning_rate: float = 1e-3,
+        encoder_learning_rate: float = 0.0,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         total_steps: int = 3000,
@@ -67,13 +72,15 @@ class Sft(ReasoningModule):
     ) -> None:
         super().__init__()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}
-        self.save_hyperparameters({"core_seg": asdict(core_seg), **arguments})
-        model = CoreSeg(core_seg)
-        if segmenter_checkpoint is None:
-            model.segmenter.load_pretrained()
-        else:
+        if (core_seg is None) == (start is None):
+            raise LabError("stage 1 either builds a model or goes on from one; give one of core_seg and start")
+        model = load_model(start) if start else CoreSeg(core_seg)
+        self.save_hyperparameters({"core_seg": asdict(model.config), **arguments})
+        if segmenter_checkpoint is not None:
             model.segmenter.load_state_dict(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
-        self.hold(model, cache)
+        elif start is None:
+            model.segmenter.load_pretrained()
+        self.hold(model, cache, encoder_learning_rate > 0)
         self.loss = DiceCELoss(sigmoid=True)
 
     def training_step(self, batch: dict[str, list], batch_idx: int) -> Tensor:

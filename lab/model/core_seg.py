@@ -116,11 +116,10 @@ class CoreSeg(nn.Module):
         return self.segmenter.image_encoder, self.reasoner.tower
 
     def train(self, mode: bool = True) -> "CoreSeg":
-        """As `nn.Module.train`, but frozen encoders stay in eval mode: their batch statistics must not move."""
+        """As `nn.Module.train`, but encoders stay in eval mode: a batch that shows an image twice has no statistics."""
         super().train(mode)
         for encoder in self.encoders():
-            if not any(parameter.requires_grad for parameter in encoder.parameters()):
-                encoder.eval()
+            encoder.eval()
         return self
 
     def encode(self, pixels: Tensor) -> Encoded:

@@ -111,8 +111,7 @@ class Reasoner(nn.Module):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
                 language_model.set_submodule(name, layer.get_base_layer())
-        if self.config.lora_rank and hasattr(language_model, "peft_config"):
-            del language_model.peft_config
+        vars(language_model).pop("peft_config", None)
         self.config.lora_rank = 0
 
     @contextmanager
