@@ -8,8 +8,8 @@ import torch
 from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
-from lab.evaluation.metrics import dice_iou
 from lab.errors import LabError
+from lab.evaluation.metrics import dice_iou
 from lab.model.core_seg import CoreSeg, Encoded, Prediction
 from modules.optimisation import adamw_warmup_cosine
 
@@ -21,14 +21,13 @@ class ReasoningModule(L.LightningModule):
     core_seg: CoreSeg
 
     def hold(self, core_seg: CoreSeg, cache: str | None, trains_encoders: bool = False) -> None:
-        """Take the model, freeze its encoders unless they are to be trained, and open the cache of their outputs."""
+        """Take the model, freeze its encoders, or their shallow layers alone, and open the cache of their outputs."""
         if cache and trains_encoders:
             raise LabError(f"the outputs of encoders that are trained cannot be cached in '{cache}'; set cache: null")
         self.core_seg, self.trains_encoders = core_seg, trains_encoders
         core_seg.freeze_encoders()
         if trains_encoders:
-            for encoder in core_seg.encoders():
-                encoder.requires_grad_(True)
+            core_seg.thaw_encoders()
         core_seg.segmenter.to(memory_format=torch.channels_last)
         self.cache = FeatureCache(cache, core_seg.encoders()) if cache else None
 
@@ -47,8 +46,7 @@ class ReasoningModule(L.LightningModule):
                 missing[batch["pixels"][row].numpy().tobytes()].append(row)
         if missing:
             pixels = torch.stack([batch["pixels"][same[0]] for same in missing.values()])
-            low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.trains_encoders and self.hparams.bf16)
-            with torch.set_grad_enabled(self.trains_encoders), low:
+            with torch.set_grad_enabled(self.trains_encoders):
                 computed = self.core_seg.encode(pixels.to(self.device))
             for place, same in enumerate(missing.values()):
                 features = {name: tensor[place] for name, tensor in computed._asdict().items()}

@@ -37,7 +37,8 @@ class Sft(ReasoningModule):
         own_text_after: First step that may be such a step.
         blind: Share of rows, on all other steps, whose `<seg>` token sees image and query but not the answer.
         learning_rate: Peak rate of AdamW.
-        encoder_learning_rate: The same for the image encoders; 0 freezes them, as in the paper.
+        encoder_learning_rate: The same for the image encoders, see `CoreSeg.thaw_encoders`; 0 freezes them, as in the
+            paper.
         weight_decay: AdamW's decay.
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.

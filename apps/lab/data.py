@@ -15,7 +15,6 @@ from lab.data.facts import measure
 from lab.data.images import load_sample
 from lab.data.reasoning import write
 from lab.data.sample import Record
-from lab.errors import LabError
 from lab.model.answer import parse, render
 from lab.model.core_seg import Prediction
 
@@ -89,10 +88,7 @@ def build(library: Library) -> None:
         found = chosen(split, source)
         if not found:
             return "", "<p>No record is both.</p>"
-        try:
-            return shown(found[min(int(place), len(found) - 1)])
-        except LabError as error:
-            raise gr.Error(str(error)) from None
+        return shown(found[min(int(place), len(found) - 1)])
 
     if not records:
         gr.Markdown("No manifest is open; start the lab with `--manifest FILE`.")

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -19,8 +18,8 @@ import numpy as np
 from apps.lab import views
 from apps.lab.library import Library
 from lab.data.facts import measure
-from lab.data.images import load_sample, read_image
-from lab.errors import LabError
+from lab.data.images import ImageError, image_size, load_sample
+from lab.data.scans import Scan, open_scan
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
 from lab.model.core_seg import CoreSeg, Scene
@@ -30,7 +29,11 @@ COLUMNS = 4
 MAX_QUERY, MAX_ANSWER = 300, 4000
 """Characters."""
 KEPT_RESULTS = 64
+KEPT_PIXELS = 100_000_000
+"""Of the images of all results together; an answer's layers take about 20 bytes a pixel."""
+PUBLIC_PIXELS = 16_000_000
 FILES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"]
+VOLUMES = [".dcm", ".nii", ".gz"]
 QUERIES = [
     "Locate and segment the polyp in this colon colonoscopy.",
     "Locate and segment the breast tumour in this breast ultrasound.",
@@ -81,7 +84,7 @@ class Results:
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._kept[key] = result
-            while len(self._kept) > KEPT_RESULTS:
+            while len(self._kept) > KEPT_RESULTS or len(self._kept) > 1 and self._pixels() > KEPT_PIXELS:
                 self._kept.popitem(last=False)
         return key
 
@@ -91,13 +94,28 @@ class Results:
                 raise gr.Error("That result is gone; press Segment again.")
             return self._kept[key]
 
+    def _pixels(self) -> int:
+        return sum(result.image.shape[0] * result.image.shape[1] for result in self._kept.values())
 
-def read(path: str) -> np.ndarray:
-    """An uploaded image; what is wrong with it is said with the name that the visitor gave it."""
+
+def opened(path: str, public: bool) -> Scan:
+    """An uploaded image or volume; what is wrong with it is said with the name that the visitor gave it."""
+    name = Path(path).name
+    if public and not name.lower().endswith(tuple(FILES)):
+        raise gr.Error(f"'{name}' is no image; give a PNG, JPEG or TIFF file.")
     try:
-        return read_image(path)
-    except LabError as error:
-        raise gr.Error(str(error).replace(str(path), Path(path).name)) from None
+        if public and np.prod(image_size(path)) > PUBLIC_PIXELS:
+            raise ImageError(f"'{path}' is over {PUBLIC_PIXELS // 1_000_000} megapixels; scale it down")
+        return open_scan(path)
+    except ImageError as error:
+        raise gr.Error(str(error).replace(str(path), name)) from None
+
+
+def window_of(centre: float | None, width: float | None) -> tuple[float, float] | None:
+    """Least and greatest value of a window; None where its width is 0: none is chosen."""
+    if centre is None or not width or not np.isfinite([centre, width]).all():
+        return None
+    return centre - abs(width) / 2, centre + abs(width) / 2
 
 
 def answered(model: CoreSeg, name: str, scene: Scene, text: str, result: Result, truth, facts) -> views.Shown:
@@ -124,9 +142,8 @@ def column(shown: views.Shown, image: np.ndarray) -> tuple[str, str]:
     return said + views.figures(shown.prediction, shown.scores), views.viewer(image, shown, shown.name)
 
 
-def export(result: Result) -> list[str]:
-    """Files of a result: each model's mask (PNG, size of the image), one figure with all, and JSON."""
-    folder = Path(tempfile.mkdtemp(prefix="core-seg-"))
+def export(result: Result, folder: Path) -> list[str]:
+    """Files of a result in a folder: each model's mask (PNG, size of the image), one figure with all, and JSON."""
     about = {"query": result.query, "record": result.record, "notice": views.NOTICE, "answers": {}}
     files = []
     for name, shown in result.shown.items():
@@ -153,58 +170,85 @@ def export(result: Result) -> list[str]:
     return [str(path) for path in (*files, folder / "figure.png", folder / "answers.json")]
 
 
-def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
-    """The tab's components, and what a link fills in: record, query and models."""
+def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
+    """The tab's components, and what a link fills in: record, query and models.
+
+    Args:
+        library: Where models and records come from.
+        public: Takes images of at most `PUBLIC_PIXELS` and no volumes.
+    """
     results = Results()
     names = list(library.models())
     records = sorted(library.records, key=lambda name: ("test", "val", "train").index(library.records[name].split))
 
-    def picked(path: str | None, record: str | None) -> np.ndarray:
+    def picked(path: str | None, record: str | None, place: int, centre: float | None, width: float | None):
         if path:
-            return read(path)
+            scan = opened(path, public)
+            return scan.picture(min(max(0, int(place)), scan.slices - 1), window_of(centre, width))
         if not record:
             raise gr.Error("Choose an image first.")
         return load_sample(library.record(record)).image
 
-    def preview(path: str | None, record: str | None) -> str:
-        return views.viewer(picked(path, record)) if path or record else ""
+    def preview(path: str | None, record: str | None, place: int, centre: float | None, width: float | None) -> str:
+        return views.viewer(picked(path, record, place, centre, width)) if path or record else ""
 
     def choose(record: str | None):
         return (None, library.record(record).query) if record else (gr.skip(), gr.skip())
 
+    def look(path: str | None):
+        """Which slice and window there is to choose in what was uploaded."""
+        scan = opened(path, public) if path else Scan(1, lambda _: np.zeros((1, 1), np.uint8), None)
+        low, high = scan.window or (0, 0)
+        return (
+            gr.Slider(0, max(1, scan.slices - 1), value=scan.slices // 2, visible=scan.slices > 1),
+            gr.Number(round((low + high) / 2, 3), visible=scan.window is not None),
+            gr.Number(round(high - low, 3), visible=scan.window is not None),
+        )
+
     def run(
-        path, record, query: str, chosen: list[str], sampled: bool, temperature: float, seed: int
+        path,
+        record,
+        query: str,
+        chosen: list[str],
+        sampled: bool,
+        temperature: float,
+        seed: int,
+        place: int,
+        centre: float | None,
+        width: float | None,
     ) -> Iterator[dict]:
         """Ask each model in turn; text is streamed, then boxes and mask come."""
         if not (query or "").strip() or len(query) > MAX_QUERY:
             raise gr.Error(f"Write a query of 1 to {MAX_QUERY} characters.")
         if not 1 <= len(chosen or []) <= COLUMNS:
             raise gr.Error(f"Choose 1 to {COLUMNS} models.")
-        image, truth, facts = picked(path, record), None, None
+        image, truth, facts = picked(path, record, place, centre, width), None, None
         if record and not path:
             truth = load_sample(library.record(record)).mask
             facts = measure(image, truth)
         result = Result(image, query, record if truth is not None else "")
         sampling = Sampling(temperature, seed=int(seed)) if sampled else Sampling()
+        done: dict = {}  # said again at the end of each model, for programs that read the last event alone
         yield {
             key: results.add(result),
             **{text: "" for text in texts},
             **{picture: views.viewer(image) for picture in pictures[: len(chosen)]},
-            **{columns[place]: gr.Column(visible=place < len(chosen)) for place in range(COLUMNS)},
+            **{one: gr.Column(visible=number < len(chosen)) for number, one in enumerate(columns)},
             whose: gr.Radio(chosen, value=chosen[-1]),
             edited: "",
             copied: link(result.record, query, chosen),
         }
-        for place, name in enumerate(chosen):
+        for number, name in enumerate(chosen):
             start, model, text = time.perf_counter(), library.model(name), ""
             scene = model.open([image], [query])
             for text in model.stream(scene, sampling=sampling):
-                yield {texts[place]: f"<h3>{name}</h3>" + views.reasoning(text)}
+                yield {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
             shown = answered(model, name, scene, text, result, truth, facts)
             shown.prediction.seconds = time.perf_counter() - start
             result.shown[name], result.scenes[name] = shown, scene
             said, seen = column(shown, image)
-            yield {texts[place]: said, pictures[place]: seen, edited: text}
+            done |= {texts[number]: said, pictures[number]: seen, edited: text}
+            yield done
 
     def text_of(key: str, name: str | None) -> str:
         shown = results.get(key).shown.get(name or "")
@@ -250,7 +294,13 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            upload = gr.File(file_types=FILES, type="filepath", label="Image (PNG, JPEG, TIFF)", height=96)
+            kinds = "PNG, JPEG, TIFF" if public else "PNG, JPEG, TIFF, DICOM, NIfTI"
+            types = FILES if public else FILES + VOLUMES
+            upload = gr.File(file_types=types, type="filepath", label=f"Image ({kinds})", height=96)
+            place = gr.Slider(0, 10_000, 0, step=1, label="Slice, from the feet up", visible=False, elem_id="slice")
+            with gr.Row():
+                centre = gr.Number(0, label="Window centre", visible=False, elem_id="centre", min_width=100)
+                width = gr.Number(0, label="Window width", visible=False, elem_id="width", min_width=100)
             record = gr.Dropdown(records, value=None, label="or a record, whose truth is known", visible=bool(records))
             query = gr.Dropdown(QUERIES, value=QUERIES[0], allow_custom_value=True, label="Query")
             models = gr.Dropdown(
@@ -259,7 +309,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
             with gr.Accordion("Sampling", open=False):
                 sampled = gr.Checkbox(False, label="Sample instead of the likeliest answer")
                 temperature = gr.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature")
-                seed = gr.Number(0, precision=0, label="Seed")
+                seed = gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed")
             with gr.Row():
                 go, stop = gr.Button("Segment", variant="primary"), gr.Button("Stop")
             copied = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="link")
@@ -268,10 +318,10 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
             gr.HTML(views.legend(True))
             columns, pictures, texts = [], [], []
             with gr.Row():
-                for place in range(COLUMNS):
-                    with gr.Column(min_width=240, visible=place == 0) as one:
-                        pictures.append(gr.HTML(elem_id=f"viewer-{place}"))
-                        texts.append(gr.HTML(elem_id=f"answer-{place}"))
+                for number in range(COLUMNS):
+                    with gr.Column(min_width=240, visible=number == 0) as one:
+                        pictures.append(gr.HTML(elem_id=f"viewer-{number}"))
+                        texts.append(gr.HTML(elem_id=f"answer-{number}"))
                     columns.append(one)
     key = gr.State("")
     with gr.Accordion("Edit an answer and segment again", open=True):
@@ -297,10 +347,20 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
         files = gr.File(label="Files", file_count="multiple", interactive=False)
 
     record.input(choose, record, [upload, query], api_visibility="private")
-    gr.on([upload.change, record.change], preview, [upload, record], pictures[0], api_visibility="private")
+    seen = [upload, record, place, centre, width]
+    upload.change(look, upload, [place, centre, width], api_visibility="private").then(
+        preview, seen, pictures[0], api_visibility="private"
+    )
+    gr.on(
+        [record.change, place.release, centre.submit, width.submit, centre.blur, width.blur],
+        preview,
+        seen,
+        pictures[0],
+        api_visibility="private",
+    )
     event = go.click(
         run,
-        [upload, record, query, models, sampled, temperature, seed],
+        [upload, record, query, models, sampled, temperature, seed, place, centre, width],
         [key, *texts, *pictures, *columns, whose, edited, copied],
         concurrency_id="model",
         concurrency_limit=1,
@@ -312,7 +372,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
     multiply.click(
         several, [key, whose, temperature, seed, count], multiples, concurrency_id="model", api_name="sample"
     )
-    pack.click(lambda key: export(results.get(key)), key, files, api_visibility="private")
+    pack.click(lambda key: export(results.get(key), library.scratch()), key, files, api_visibility="private")
     return record, query, models
 
 

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 
 from apps.lab import views
 from apps.lab.library import Library
-from lab.errors import LabError
 from lab.evaluation.compare import compare, comparison_table, read_cases
 
 GROUPINGS = ["overall", "source", "anatomy", "modality"]
@@ -104,11 +103,8 @@ def build(library: Library) -> None:
         board = library_boards().get(title or "")
         if board is None or a not in board.folders or b not in board.folders:
             return None, "", ""
-        try:
-            one, other = read_cases(board.folders[a]), read_cases(board.folders[b])
-            told = comparison_table(compare(one, [other])).replace("| base |", "| A |").replace("| seed 0 |", "| B |")
-        except LabError as error:
-            raise gr.Error(str(error)) from None
+        one, other = read_cases(board.folders[a]), read_cases(board.folders[b])
+        told = comparison_table(compare(one, [other])).replace("| base |", "| A |").replace("| seed 0 |", "| B |")
         return scatter(one, other, (a, b)), told, worst(board.folders[b])
 
     def library_boards() -> dict[str, Board]:

@@ -1,5 +1,7 @@
 """What there is to look at: models, runs and records, by id; nothing is opened by a path that a visitor sends."""
 
+import shutil
+import tempfile
 import threading
 from collections import OrderedDict
 from datetime import datetime
@@ -13,6 +15,7 @@ from lab.model.release import load_model
 
 KEPT_MODELS = 4
 """Models in memory; the one that was used longest ago goes first."""
+KEPT_EXPORTS = 64
 
 
 class Library:
@@ -37,6 +40,7 @@ class Library:
         self.votes = (runs or Path("runs")) / "votes.jsonl"
         self.records: dict[str, Record] = {r.id: r for r in read_manifest(manifest)} if manifest else {}
         self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
+        self._scratch = tempfile.TemporaryDirectory(prefix="core-seg-")
         self._lock = threading.Lock()
 
     def models(self) -> dict[str, Path]:
@@ -67,6 +71,13 @@ class Library:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(key)
             return self._loaded[key]
+
+    def scratch(self) -> Path:
+        """A new folder for files that a visitor downloads; the oldest go, and all of them when the lab ends."""
+        root = Path(self._scratch.name)
+        for old in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEPT_EXPORTS + 1]:
+            shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=root))
 
     def record(self, identity: str) -> Record:
         """The record of an id.

@@ -6,11 +6,24 @@ import gradio as gr
 
 from apps.lab import blind, data, inspection, leaderboard, rewards, rollouts, views
 from apps.lab.library import Library
+from lab.errors import LabError
 
 TITLE = "CORE-Seg lab: reason first, then segment"
 ASSETS = Path(__file__).parent / "assets"
 QUEUE = 32
 """Visitors that may wait for the model."""
+KEPT_SECONDS = 3600
+"""How long uploads and downloads stay on disk."""
+
+
+class Page(gr.Blocks):
+    """Says what a visitor can mend, and nothing else of what went wrong."""
+
+    async def process_api(self, *args, **kwargs):
+        try:
+            return await super().process_api(*args, **kwargs)
+        except LabError as error:
+            raise gr.Error(str(error)) from None
 
 
 def build(library: Library, public: bool = False) -> gr.Blocks:
@@ -20,12 +33,13 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
         library: What there is to look at.
         public: For strangers: releases only, no runs, no records of a manifest.
     """
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    cleaning = (KEPT_SECONDS, KEPT_SECONDS)
+    with Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=cleaning) as page:
         gr.Markdown(f"# {TITLE}")
         gr.HTML(f'<div class="notice">{views.NOTICE}</div>')
         with gr.Tabs() as tabs:
             with gr.Tab("Inspect", id="inspect"):
-                record, query, models = inspection.build(library)
+                record, query, models = inspection.build(library, public)
             if not public:
                 with gr.Tab("Rewards", id="rewards"):
                     runs, metrics = rewards.build(library)
@@ -71,10 +85,9 @@ def launch(library: Library, port: int, public: bool = False, block: bool = True
         server_port=port or None,
         prevent_thread_lock=True,
         quiet=True,
-        show_error=True,
         head=f"<style>{(ASSETS / 'lab.css').read_text()}</style>",  # css= would be confined to .gradio-container
         js=(ASSETS / "lab.js").read_text().partition("\n")[2],
-        max_file_size="30mb",
+        max_file_size="10mb" if public else "2gb",
     )
     print(f"Open {url} (Ctrl-C ends it)", flush=True)
     if block:

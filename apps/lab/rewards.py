@@ -1,7 +1,6 @@
 """The Rewards tab: any metric of any runs against steps, time, tokens or samples, live while a run is written."""
 
 import re
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from urllib.parse import urlencode
@@ -139,18 +138,14 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
         return [(described(name, folder), name) for name, folder in library.run_folders().items()]
 
     def load(names: list[str], axis: str) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, object]]]:
-        try:
-            configs = {name: read_config(library.run(name)) for name in names}
-            frames = {}
-            for name in names:
-                frame = read_metrics(library.run(name))
-                if len(frame):
-                    batch = sum(v for k, v in configs[name].items() if k.endswith("per_batch")) or 1
-                    size = batch * configs[name].get("model.init_args.group_size", 1)
-                    frames[name] = frame.set_index(along(frame, axis, size))
-            return frames, configs
-        except LabError as error:
-            raise gr.Error(str(error)) from None
+        configs, frames = {name: read_config(library.run(name)) for name in names}, {}
+        for name in names:
+            frame = read_metrics(library.run(name))
+            if len(frame):
+                batch = sum(v for k, v in configs[name].items() if k.endswith("per_batch")) or 1
+                size = batch * configs[name].get("model.init_args.group_size", 1)
+                frames[name] = frame.set_index(along(frame, axis, size))
+        return frames, configs
 
     def known(names: list[str]) -> gr.Dropdown:
         frames, _ = load(names, "step")
@@ -167,12 +162,15 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
             return None, pd.DataFrame(), ""
         frames, configs = load(names, axis)
         groups = grouped([name for name in names if name in frames], by, configs)
+        logged = {column for frame in frames.values() for column in frame.columns}
+        if not set(metrics) <= logged:
+            raise LabError(f"no run logs '{min(set(metrics) - logged)}'; choose metrics from the list")
         address = "?" + urlencode({"runs": ",".join(names), "metrics": ",".join(metrics)})
         return chart(frames, groups, metrics, axis, weight), differing(configs), address
 
     def table(names: list[str], metrics: list[str]) -> str:
         frames, _ = load(names, "step")
-        path = Path(tempfile.mkdtemp(prefix="core-seg-")) / "curves.csv"
+        path = library.scratch() / "curves.csv"
         tables = [frame.reindex(columns=["time", *metrics]).assign(run=name) for name, frame in frames.items()]
         pd.concat(tables).to_csv(path, index_label="step")
         return str(path)
@@ -180,7 +178,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             runs = gr.Dropdown(labels(), multiselect=True, label="Runs, the newest first")
-            metrics = gr.Dropdown([], multiselect=True, label="Metrics")
+            metrics = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Metrics")
             axis = gr.Radio(AXES, value="step", label="x axis")
             weight = gr.Slider(0, 0.99, 0.8, step=0.01, label="Smoothing")
             by = gr.Dropdown([BY_RUN, BY_NAME], value=BY_RUN, label="Group by")

@@ -27,7 +27,9 @@ def steps_of(run: Path, kind: str) -> list[int]:
 
 
 def read_rollouts(run: Path, kind: str, step: int) -> pd.DataFrame:
-    """The rows of one file."""
+    """The rows of one file; `LabError` where there is none."""
+    if step not in steps_of(run, kind):
+        raise LabError(f"run '{run.name}' has no rollouts of step {step!r}; choose one from the list")
     return pd.read_parquet(run / "rollouts" / f"{kind}_{step:06d}.parquet")
 
 
@@ -143,7 +145,7 @@ def build(library: Library) -> None:
 
     with gr.Row():
         run = gr.Dropdown([name for name in library.run_folders()], value=None, label="Run")
-        step = gr.Dropdown([], label="Step")
+        step = gr.Dropdown([], allow_custom_value=True, label="Step")
         sort = gr.Dropdown(list(SORTS), value=SORTS[0], label="Order of the groups")
         silent = gr.Checkbox(False, label="Only groups that taught nothing")
     with gr.Accordion("A validation image through the run", open=True):

@@ -34,13 +34,12 @@ def read_image(path: Path | str) -> np.ndarray:
         ImageError: Missing, empty, truncated, not an image, or more than 64 megapixels.
     """
     array = decode(path)
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    if array.dtype != np.uint8:
-        array = _to_eight_bit(array)
-    if array.ndim == 2:
-        return np.repeat(array[..., None], 3, axis=2)
-    return np.ascontiguousarray(array[..., :3])
+    return in_colour(array if array.dtype == np.uint8 else to_eight_bit(array))
+
+
+def in_colour(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3 or more) to (H, W, 3)."""
+    return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else np.ascontiguousarray(array[..., :3])
 
 
 def read_mask(path: Path | str) -> np.ndarray:
@@ -145,10 +144,13 @@ def _deep_colour(path: Path | str) -> np.ndarray:
     return array[..., ::-1]  # BGR to RGB
 
 
-def _to_eight_bit(array: np.ndarray) -> np.ndarray:
+def to_eight_bit(array: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Values to 0..255 uint8, linearly from the low to the high end of the window; None: 0.5th to 99.5th percentile."""
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
     values = array.astype(np.float32)
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if len(finite) else (0.0, 0.0)
+    low, high = window or (np.percentile(finite, [0.5, 99.5]) if len(finite) else (0.0, 0.0))
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     return (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255).round().astype(np.uint8)
 

@@ -111,6 +111,14 @@ class CoreSeg(nn.Module):
             encoder.requires_grad_(False).eval()
         self.segmenter.prompt_encoder.requires_grad_(False)
 
+    def thaw_encoders(self) -> None:
+        """Train both image encoders again, of the small one what comes after stride 8: the finest maps take more than
+        half of the time, and what they show is the same in all pictures."""
+        for encoder in self.encoders():
+            encoder.requires_grad_(True)
+        if self.config.segmenter.architecture == "small":
+            self.segmenter.image_encoder.freeze_shallow()
+
     def encoders(self) -> tuple[nn.Module, nn.Module]:
         """The segmenter's image encoder and the reasoner's vision tower."""
         return self.segmenter.image_encoder, self.reasoner.tower

