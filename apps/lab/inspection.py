@@ -31,6 +31,8 @@ MAX_QUERY, MAX_ANSWER = 300, 4000
 KEPT_RESULTS = 64
 KEPT_PIXELS = 100_000_000
 """Of the images of all results together; an answer's layers take about 20 bytes a pixel."""
+STREAM_SECONDS = 0.1
+"""Between two looks at an answer that is written: sending one takes longer than writing a token."""
 PUBLIC_PIXELS = 16_000_000
 FILES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"]
 VOLUMES = [".dcm", ".nii", ".gz"]
@@ -229,11 +231,10 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         result = Result(image, query, record if truth is not None else "")
         sampling = Sampling(temperature, seed=int(seed)) if sampled else Sampling()
         done: dict = {}  # said again at the end of each model, for programs that read the last event alone
-        yield {
+        begun = {  # comes with the first token: an event of its own would delay that
             key: results.add(result),
             **{text: "" for text in texts},
             **{picture: views.viewer(image) for picture in pictures[: len(chosen)]},
-            **{one: gr.Column(visible=number < len(chosen)) for number, one in enumerate(columns)},
             whose: gr.Radio(chosen, value=chosen[-1]),
             edited: "",
             copied: link(result.record, query, chosen),
@@ -241,8 +242,12 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         for number, name in enumerate(chosen):
             start, model, text = time.perf_counter(), library.model(name), ""
             scene = model.open([image], [query])
+            shown_at = 0.0
             for text in model.stream(scene, sampling=sampling):
-                yield {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
+                if time.perf_counter() - shown_at > STREAM_SECONDS:
+                    shown_at = time.perf_counter()
+                    yield begun | {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
+                    begun = {}
             shown = answered(model, name, scene, text, result, truth, facts)
             shown.prediction.seconds = time.perf_counter() - start
             result.shown[name], result.scenes[name] = shown, scene
@@ -319,7 +324,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             columns, pictures, texts = [], [], []
             with gr.Row():
                 for number in range(COLUMNS):
-                    with gr.Column(min_width=240, visible=number == 0) as one:
+                    with gr.Column(min_width=240, visible=number < max(1, len(models.value))) as one:
                         pictures.append(gr.HTML(elem_id=f"viewer-{number}"))
                         texts.append(gr.HTML(elem_id=f"answer-{number}"))
                     columns.append(one)
@@ -346,6 +351,12 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         pack = gr.Button("Make files: masks, figure, JSON")
         files = gr.File(label="Files", file_count="multiple", interactive=False)
 
+    models.change(
+        lambda chosen: [gr.Column(visible=number < max(1, len(chosen))) for number in range(COLUMNS)],
+        models,
+        columns,
+        api_visibility="private",
+    )
     record.input(choose, record, [upload, query], api_visibility="private")
     seen = [upload, record, place, centre, width]
     upload.change(look, upload, [place, centre, width], api_visibility="private").then(
@@ -361,9 +372,10 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     event = go.click(
         run,
         [upload, record, query, models, sampled, temperature, seed, place, centre, width],
-        [key, *texts, *pictures, *columns, whose, edited, copied],
+        [key, *texts, *pictures, whose, edited, copied],
         concurrency_id="model",
         concurrency_limit=1,
+        show_progress_on=texts[0],
         api_name="segment",
     )
     stop.click(None, cancels=[event], api_visibility="private")

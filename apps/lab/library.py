@@ -1,5 +1,6 @@
 """What there is to look at: models, runs and records, by id; nothing is opened by a path that a visitor sends."""
 
+import re
 import shutil
 import tempfile
 import threading
@@ -117,5 +118,7 @@ def holds_core_seg(run: Path) -> bool:
 
 def described(name: str, folder: Path) -> str:
     """A run's name with the class that it trains and when it last logged."""
+    config = folder / "config_fit.yaml"
+    trains = re.search(r"class_path: modules\.(\w+)", config.read_text()) if config.is_file() else None
     logged = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime)
-    return f"{name} ({logged:%d %b %H:%M})"
+    return f"{name} ({trains[1] + ', ' if trains else ''}{logged:%d %b %H:%M})"

@@ -44,7 +44,7 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
                 with gr.Tab("Rewards", id="rewards"):
                     runs, metrics = rewards.build(library)
                 with gr.Tab("Rollouts", id="rollouts"):
-                    rollouts.build(library)
+                    sampled = rollouts.build(library)
                 with gr.Tab("Leaderboard", id="leaderboard"):
                     leaderboard.build(library)
                 with gr.Tab("Blind", id="blind"):
@@ -53,7 +53,7 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
                     data.build(library)
 
         def reopen(request: gr.Request):
-            """Fill in what a link names; what is not there (any more) is left as it was."""
+            """Look for new models and runs, and fill in what a link names; what is not there (any more) is left out."""
             asked = dict(request.query_params)
             names = [name for name in asked.get("models", "").split(",") if name in library.models()]
             chosen = [name for name in asked.get("runs", "").split(",") if name in library.run_folders()]
@@ -62,13 +62,19 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
             filled = [
                 gr.Dropdown(value=record.id) if record else gr.skip(),
                 query or gr.skip(),
-                gr.Dropdown(value=names) if names else gr.skip(),
+                gr.Dropdown(list(library.models()), **({"value": names} if names else {})),
             ]
             if public:
                 return filled
-            return [gr.Tabs(selected="rewards") if chosen else gr.skip(), *filled, gr.Dropdown(value=chosen)]
+            tab = gr.Tabs(selected="rewards") if chosen else gr.skip()
+            return [
+                tab,
+                *filled,
+                gr.Dropdown(rewards.labels(library), value=chosen),
+                gr.Dropdown(list(library.run_folders())),
+            ]
 
-        outputs = [record, query, models] if public else [tabs, record, query, models, runs]
+        outputs = [record, query, models] if public else [tabs, record, query, models, runs, sampled]
         page.load(reopen, None, outputs, api_visibility="private")
     return page.queue(max_size=QUEUE)
 

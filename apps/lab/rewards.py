@@ -131,11 +131,13 @@ def _faded(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.18)"
 
 
+def labels(library: Library) -> list[tuple[str, str]]:
+    """What a run is listed as, and its name."""
+    return [(described(name, folder), name) for name, folder in library.run_folders().items()]
+
+
 def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     """The tab's components, and what a link fills in: runs and metrics."""
-
-    def labels() -> list[tuple[str, str]]:
-        return [(described(name, folder), name) for name, folder in library.run_folders().items()]
 
     def load(names: list[str], axis: str) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, object]]]:
         configs, frames = {name: read_config(library.run(name)) for name in names}, {}
@@ -177,7 +179,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            runs = gr.Dropdown(labels(), multiselect=True, label="Runs, the newest first")
+            runs = gr.Dropdown(labels(library), multiselect=True, label="Runs, the newest first")
             metrics = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Metrics")
             axis = gr.Radio(AXES, value="step", label="x axis")
             weight = gr.Slider(0, 0.99, 0.8, step=0.01, label="Smoothing")
@@ -199,6 +201,6 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     timer = gr.Timer(REFRESH)
     timer.tick(draw, shown, outputs, api_visibility="private", show_progress="hidden")
     live.input(lambda on: gr.Timer(active=on), live, timer, api_visibility="private")
-    reload.click(lambda: gr.Dropdown(labels()), None, runs, api_visibility="private")
+    reload.click(lambda: gr.Dropdown(labels(library)), None, runs, api_visibility="private")
     save.click(table, [runs, metrics], save, api_visibility="private")
     return runs, metrics

@@ -12,6 +12,7 @@ from apps.lab.library import Library
 from lab.data.augment import view
 from lab.data.images import load_sample
 from lab.data.sample import Sample
+from lab.errors import LabError
 from lab.evaluation.report import contoured
 from lab.grpo.objective import SPREAD
 from modules.rollouts import read_mask
@@ -88,8 +89,8 @@ def completion_card(row: dict, sample: Sample | None) -> str:
     )
 
 
-def build(library: Library) -> None:
-    """The tab."""
+def build(library: Library) -> gr.Dropdown:
+    """The tab; returns the choice of a run."""
 
     def sample_of(row: dict) -> Sample | None:
         record = library.records.get(row["id"])
@@ -161,3 +162,4 @@ def build(library: Library) -> None:
     )
     gr.on([step.input, sort.input, silent.input], show, [run, step, sort, silent], rows, api_visibility="private")
     gr.on([identity.input, place.change], follow, [run, identity, place], [told, seen], api_visibility="private")
+    return run

@@ -1,9 +1,15 @@
 """The lab in a real browser, on runs that are trained here. Without these a click could do nothing at all."""
 
+import base64
+import io
 import json
 import re
+import shutil
 
+import nibabel
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.apps.lab.conftest import CHROMIUM
 
@@ -156,3 +162,103 @@ def test_records_are_browsed(page, lab):
     page.fill("#record-slider input[type=number]", "1")
     page.press("#record-slider input[type=number]", "Enter")
     page.wait_for_function("before => document.querySelector('#data-facts').textContent !== before", arg=before)
+
+
+def pixels(page):
+    """What the first viewer shows, (H, W, 3)."""
+    encoded = page.get_attribute("#viewer-0 .stage img", "src").partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+
+
+def shown(page, colour):
+    """Wait until the first viewer's upper left pixel is of this grey."""
+    for _ in range(100):
+        if page.locator("#viewer-0 .stage img").count() and abs(int(pixels(page)[0, 0, 0]) - colour) <= 2:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{pixels(page)[0, 0]} is not {colour}")
+
+
+def test_a_volume_is_leafed_through_and_a_window_is_chosen(page, lab, tmp_path):
+    volume = np.zeros((32, 24, 5), np.int16)
+    volume[..., :] = np.arange(5) * 100  # Hounsfield units by slice
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "ct.nii.gz")
+    page.goto(lab[0])
+    page.set_input_files("input[type=file]", tmp_path / "ct.nii.gz")
+    page.wait_for_selector("#slice input[type=number]")
+    for box, value in (("#centre", "200"), ("#width", "400")):
+        page.fill(f"{box} input", value)
+        page.press(f"{box} input", "Enter")
+    for place, grey in ((4, 255), (1, 64)):
+        page.fill("#slice input[type=number]", str(place))
+        page.press("#slice input[type=number]", "Tab")
+        shown(page, grey)
+    page.get_by_role("button", name="Segment", exact=True).click()
+    page.wait_for_selector("#answer-1 .figures")
+    assert pixels(page).shape[:2] == (24, 32)
+    Image.fromarray(np.full((20, 20), 500, np.uint16)).save(tmp_path / "deep.png")
+    page.goto(lab[0])
+    page.set_input_files("input[type=file]", tmp_path / "deep.png")
+    page.wait_for_selector("#centre input")
+    assert not page.locator("#slice input[type=number]").is_visible()
+    for box, value in (("#centre", "500"), ("#width", "1000")):
+        page.fill(f"{box} input", value)
+        page.press(f"{box} input", "Enter")
+    shown(page, 128)
+
+
+def test_stop_ends_an_answer_and_frees_the_model(page, lab):
+    record = json.loads((lab[1] / "data" / "manifest.jsonl").read_text().splitlines()[0])
+    page.goto(f"{lab[0]}?record={record['id']}")
+    page.wait_for_selector("#viewer-0 .stage")
+    page.get_by_role("button", name="Segment", exact=True).click()
+    page.wait_for_function("document.querySelector('#answer-0')?.textContent.length > 20")  # streams
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(1500)
+    assert not page.locator("#answer-1 .figures").count()
+    segmented(page, lab)  # the one slot is free again
+
+
+def test_a_visitor_without_a_mouse_gets_a_mask_and_changes_the_view(page, lab):
+    record = json.loads((lab[1] / "data" / "manifest.jsonl").read_text().splitlines()[0])
+    page.goto(f"{lab[0]}?record={record['id']}")
+    page.wait_for_selector("#viewer-0 .stage")
+
+    def tab_to(wanted):
+        for _ in range(120):
+            page.keyboard.press("Tab")
+            if page.evaluate(
+                f"document.activeElement.matches({wanted!r}) || document.activeElement.innerText == {wanted!r}"
+            ):
+                return
+        raise AssertionError(f"{wanted} cannot be reached by the keyboard")
+
+    tab_to("Segment")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#answer-1 .figures")
+    tab_to("[data-view-button=errors]")
+    page.keyboard.press("Enter")
+    assert visible(page, "errors")
+    tab_to("#viewer-0 .stage")
+    before = transforms(page)
+    page.keyboard.press("+")
+    page.wait_for_timeout(300)
+    one, other = transforms(page)
+    assert one != before[0] and one == other
+
+
+def test_a_run_that_has_only_begun_is_listed_and_harms_nothing(page, lab):
+    address, folder = lab
+    begun = folder / "runs" / "begun"
+    (begun / "rollouts").mkdir(parents=True)
+    (begun / "metrics.jsonl").write_text('{"step": 0, "rew')
+    try:
+        page.goto(f"{address}?runs=run-0,begun")
+        page.wait_for_selector("#curves .main-svg")
+        page.get_by_role("tab", name="Rollouts").click()
+        page.get_by_label("Run", exact=True).click()
+        page.get_by_role("option", name="run-1").click()
+        page.wait_for_selector("#rollout-groups .completion")
+        assert not page.locator(".toast-body.error").count()
+    finally:
+        shutil.rmtree(begun)

@@ -66,6 +66,8 @@ def test_every_named_endpoint_answers(client, lab, tmp_path):
     )
     assert figure["type"] == "plotly" and "run-0" in address
     assert any("seed" in str(row[0]) for row in differences["data"])
+    with pytest.raises(Exception, match="no rollouts of step 7"):
+        client.predict("run-0", 7, "as sampled", False, api_name="/rollouts")
     groups = client.predict("run-0", 1, "as sampled", False, api_name="/rollouts")
     assert groups.count('class="group"') == 2
 
