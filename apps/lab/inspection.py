@@ -243,8 +243,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             start, model, text = time.perf_counter(), library.model(name), ""
             scene = model.open([image], [query])
             shown_at = 0.0
-            for text in model.stream(scene, sampling=sampling):
-                if time.perf_counter() - shown_at > STREAM_SECONDS:
+            for token, text in enumerate(model.stream(scene, sampling=sampling)):
+                if token and time.perf_counter() - shown_at > STREAM_SECONDS:  # the first, <think>, shows nothing
                     shown_at = time.perf_counter()
                     yield begun | {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
                     begun = {}
