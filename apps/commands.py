@@ -90,6 +90,7 @@ def evaluate(
     from lab.data.manifest import read_manifest
     from lab.data.sample import lesion_boxes
     from lab.errors import LabError
+    from lab.evaluation.influence import reasoning_influence
     from lab.evaluation.metrics import bootstrap_interval, summarise
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
@@ -118,6 +119,7 @@ def evaluate(
         core_seg = load_model(model)
         boxes = core_seg.config.reasoner.max_boxes
         frame = ask(core_seg.predict, records, boxes)
+        frame["influence"] = frame.id.map(reasoning_influence(core_seg, records, frame.text))
         summary = about | summarise(frame)
         if swapped:
             other = ask(core_seg.predict, records, boxes, swapped=True)

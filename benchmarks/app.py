@@ -32,7 +32,8 @@ WATCH = """() => {
     for (const [name, place] of Object.entries(columns))
       if (!(name in seen) && document.querySelector(place)) seen[name] = performance.now();
   }).observe(document.body, { childList: true, subtree: true });
-  window.waited = () => ({ first_token: (seen.first_token - seen.click) / 1000, mask: (seen.mask - seen.click) / 1000 });
+  const since = (name) => (seen[name] - seen.click) / 1000;
+  window.waited = () => ({ first_token: since("first_token"), mask: since("mask") });
 }"""
 """The page itself notes when the click comes and what it shows then."""
 

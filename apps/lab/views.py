@@ -13,20 +13,16 @@ import cv2
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
-import torch
-from monai.metrics import compute_surface_dice
 
 from lab.data.facts import Facts
 from lab.data.reasoning import find_claims, sentences
 from lab.data.sample import lesion_boxes
-from lab.evaluation.metrics import box_f1, dice_iou
+from lab.evaluation.metrics import box_f1, mask_scores
 from lab.model.core_seg import Prediction
 
 NOTICE = "Research use only. Not a medical device. Do not upload patient data."
 SHOWN_SIDE = 768
 """Pixels of the longer side of what is sent to the browser."""
-NSD_TOLERANCE = 2.0
-"""Pixels of the original image."""
 MASK, TRUTH, HIT, ALARM, MISSED = (255, 80, 70), (60, 220, 90), (60, 200, 90), (255, 80, 70), (60, 130, 255)
 """RGB: the model's mask; the true one; true positives, false positives and false negatives."""
 
@@ -178,18 +174,18 @@ def _marked(text: str, start: int, end: int, marks: dict) -> str:
 
 
 def score(prediction: Prediction, truth: np.ndarray, max_boxes: int) -> dict[str, float]:
-    """Dice, IoU, NSD (MONAI, 2 px; NaN where one mask is empty) and box F1 of an answer; 0 for an invalid one."""
+    """Dice, IoU, NSD, lesion and box F1 of an answer; 0 for an invalid one."""
+    names = {"dice": "Dice", "iou": "IoU", "nsd": "NSD", "lesion_f1": "lesion F1"}
     if not prediction.has_mask:
-        return {"Dice": 0.0, "IoU": 0.0, "NSD": 0.0, "box F1": 0.0}
-    dice, iou = dice_iou(prediction.mask, truth)
-    pair = (torch.from_numpy(mask)[None, None].float() for mask in (prediction.mask, truth))
-    nsd = float(compute_surface_dice(*pair, [NSD_TOLERANCE], include_background=True))
-    return {"Dice": dice, "IoU": iou, "NSD": nsd, "box F1": box_f1(prediction.boxes, lesion_boxes(truth, max_boxes))}
+        return dict.fromkeys([*names.values(), "box F1"], 0.0)
+    scores = mask_scores(prediction.mask, truth)
+    boxes = box_f1(prediction.boxes, lesion_boxes(truth, max_boxes))
+    return {label: scores[name] for name, label in names.items()} | {"box F1": boxes}
 
 
 def figures(prediction: Prediction, scores: dict[str, float]) -> str:
     """The line of numbers under an answer."""
-    numbers = {name: f"{value:.3f}" for name, value in scores.items() if value == value}
+    numbers = {name: f"{value:.3f}" for name, value in scores.items()}
     numbers |= {"area": f"{prediction.mask.mean():.1%}", "boxes": str(len(prediction.boxes))}
     numbers |= {"tokens": str(prediction.tokens), "time": f"{prediction.seconds:.2f} s"}
     return '<p class="figures">' + "".join(f"<span>{k} <b>{v}</b></span>" for k, v in numbers.items()) + "</p>"

@@ -47,10 +47,10 @@ def markdown(summary: dict) -> str:
     if swapped := summary.get("swapped_query"):
         lines.append(f"- with the query of another lesion in the same image: mDice {swapped['mDice']:.3f}")
     for key, groups in {"": {"all": summary["overall"]}, **summary["by"]}.items():
-        columns = [name for name in summary["overall"] if name != "mDice_ci"]
+        columns = [name for name in summary["overall"] if not name.endswith("_ci")]
         lines += ["", f"| {key} | {' | '.join(columns)} | 95 % of mDice |", "|---" * (len(columns) + 2) + "|"]
         for name, values in groups.items():
-            cells = [f"{values[c]:.3f}" if isinstance(values[c], float) else str(values[c] or "") for c in columns]
+            cells = [f"{v:.3f}" if isinstance(v := values.get(c), float) else str(v or "") for c in columns]
             lines.append(
                 f"| {name} | {' | '.join(cells)} | {values['mDice_ci'][0]:.3f} to {values['mDice_ci'][1]:.3f} |"
             )

@@ -11,7 +11,7 @@ from lab.data.facts import measure
 from lab.data.images import load_sample
 from lab.data.reasoning import check_claims, parse_claims
 from lab.data.sample import Record, Sample, lesion_boxes
-from lab.evaluation.metrics import box_f1, dice_iou
+from lab.evaluation.metrics import box_f1, calibration_error, mask_scores
 from lab.model.core_seg import Prediction
 from lab.model.segmenter import Segmenter
 
@@ -30,8 +30,8 @@ def evaluate(predict: Predict, records: list[Record], max_boxes: int, swapped: b
         batch_size: Images at once.
 
     Returns:
-        A frame with one row a record (`id`, `source`, `modality`, `anatomy`, `query`, `text`, `problem`, `dice`, `iou`,
-        `failed`, `box_f1`, `claims`, `claims_true`, `seconds`).
+        A frame with one row a record: `id`, `source`, `modality`, `anatomy`, `query`, `text`, `problem`, those of
+        `mask_scores`, `failed`, `calibration_error`, `box_f1`, `claims`, `claims_true` and `seconds`.
     """
     asked = partners(records) if swapped else [(record, record.query) for record in records]
     rows = []
@@ -64,16 +64,18 @@ def _differ(record: Record, other: Record) -> bool:
 
 def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) -> dict:
     """One row of the frame; an invalid answer scores Dice 0 whatever was drawn, or declared empty, with it."""
-    dice, iou = dice_iou(prediction.mask, sample.mask) if prediction.has_mask else (0.0, 0.0)
+    scores = mask_scores(prediction.mask, sample.mask)
+    if not prediction.has_mask:
+        scores = dict.fromkeys(scores, 0.0) | {"hd95": float(np.hypot(*sample.mask.shape))}
     claims = parse_claims(prediction.answer.reasoning)
     checked = check_claims(claims, measure(sample.image, sample.mask))
     return about(sample.record) | {
         "query": query,
         "text": prediction.text,
         "problem": prediction.answer.problem,
-        "dice": dice,
-        "iou": iou,
-        "failed": dice == 0,
+        **scores,
+        "failed": scores["dice"] == 0,
+        "calibration_error": calibration_error(prediction.probability, sample.mask),
         "box_f1": box_f1(prediction.boxes, lesion_boxes(sample.mask, max_boxes)),
         "claims": len(checked),
         "claims_true": sum(checked.values()),
@@ -86,8 +88,8 @@ def evaluate_boxes(segmenter: Segmenter, records: list[Record]) -> pd.DataFrame:
     rows = []
     for record in tqdm(records, desc="evaluating with true boxes", unit="image"):
         sample = load_sample(record)
-        dice, iou = dice_iou(segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask)), sample.mask)
-        rows.append(about(record) | {"dice": dice, "iou": iou, "failed": dice == 0})
+        scores = mask_scores(segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask)), sample.mask)
+        rows.append(about(record) | scores | {"failed": scores["dice"] == 0})
     return pd.DataFrame(rows)
 
 

@@ -7,7 +7,16 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from lab.evaluation.metrics import bootstrap_interval, box_f1, dice_iou, match_boxes, summarise
+from lab.evaluation.metrics import (
+    bootstrap_interval,
+    box_f1,
+    calibration_error,
+    dice_iou,
+    lesion_f1,
+    mask_scores,
+    match_boxes,
+    summarise,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,3 +67,43 @@ def test_the_summary_is_a_mean_over_images_and_counts_every_failure():
     assert overall["faithfulness"] == 0.5 and summary["by"]["source"]["b"]["mDice"] == 0.5
     boxes_were_given = summarise(frame.drop(columns=["box_f1", "claims", "claims_true"]))["overall"]
     assert boxes_were_given["box_f1"] is None and "faithfulness" not in boxes_were_given
+
+
+def square(x, y, side, size=60):
+    mask = np.zeros((size, size), bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+def test_a_shifted_square_is_off_by_its_shift():
+    scores = mask_scores(square(15, 10, 20), square(10, 10, 20))
+    assert scores["hd95"] == 5 and 0 < scores["nsd"] < 1
+    assert mask_scores(square(11, 10, 20), square(10, 10, 20))["nsd"] == 1  # within the tolerance
+    far = mask_scores(square(0, 0, 5), square(50, 50, 5))
+    assert far["nsd"] == 0 and far["hd95"] > 60
+
+
+def test_no_empty_mask_is_skipped_or_undefined():
+    empty, some = np.zeros((60, 60), bool), square(10, 10, 20)
+    assert mask_scores(empty, empty) == {"dice": 1, "iou": 1, "lesion_f1": 1, "nsd": 1, "hd95": 0}
+    for pair in ((empty, some), (some, empty)):
+        scores = mask_scores(*pair)
+        assert scores.pop("hd95") == pytest.approx(60 * 2**0.5) and not any(scores.values())
+
+
+def test_lesions_count_each_whatever_their_size():
+    large, small = square(0, 0, 30), square(50, 50, 4)
+    assert lesion_f1(large | small, large | small) == 1
+    assert lesion_f1(large, large | small) == pytest.approx(2 / 3)
+    assert lesion_f1(large | small | square(40, 0, 3), large | small) == pytest.approx(4 / 5)
+    assert lesion_f1(square(0, 0, 60), small) == 0  # all of the image finds nothing
+
+
+def test_a_probability_is_calibrated_when_it_is_right_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0.05, 1, (300, 300)).astype(np.float32)
+    truth = rng.random((300, 300)) < probability
+    assert calibration_error(probability, truth) < 0.02
+    assert calibration_error(np.ones((9, 9), np.float32), np.zeros((9, 9), bool)) == pytest.approx(1)
+    assert calibration_error(np.zeros((9, 9), np.float32), square(0, 0, 3, 9)) == pytest.approx(1)
+    assert calibration_error(np.zeros((9, 9), np.float32), np.zeros((9, 9), bool)) == 0
