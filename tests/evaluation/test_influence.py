@@ -12,8 +12,8 @@ from lab.model.answer import parse
 
 ANSWER = (
     "<think> The skin looks as expected in most of this dermoscopy image. A small area at the {} departs from it: "
-    "darker than its surround. Its outline is oval and its margin sharp. It is a single lesion. This fits naevus. </think>"
-    "<answer>The naevus are located at [[5,5,30,30]]. The mask is <seg>.</answer>"
+    "darker than its surround. Its outline is oval and its margin sharp. It is a single lesion. "
+    "This fits naevus. </think><answer>The naevus are located at [[5,5,30,30]]. The mask is <seg>.</answer>"
 )
 
 
