@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lab.data.reasoning import mirror
+
 EMPTY_ANSWER = "No such lesion is found. The mask is empty."
 _BOX = r"\[\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*\]"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -59,6 +61,16 @@ def parse(text: str, grid: int) -> Answer:
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     problem = _problem(text, conclusion, reasoning, says_empty)
     return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty)
+
+
+def mirrored(text: str, grid: int) -> str:
+    """What an answer, valid or not, says of the mirror image: sides and boxes change, all else is kept."""
+
+    def box(found: re.Match) -> str:
+        x1, y1, x2, y2 = map(int, found.groups())
+        return f"[{max(0, grid - x2)},{y1},{max(0, grid - x1)},{y2}]"
+
+    return re.sub(_BOX, box, mirror(text))
 
 
 def schema_share(text: str) -> float:

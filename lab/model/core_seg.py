@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
+from lab.data.reasoning import mirror
 from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, PromptAdapter
-from lab.model.answer import Answer, parse
+from lab.model.answer import Answer, mirrored, parse
 from lab.model.decoding import Sampling, collect
 from lab.model.qwen import reasoner_for
 from lab.model.reasoner import GREEDY, ReasonerConfig, pad
@@ -27,6 +28,10 @@ class CoreSegConfig:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    mirrored: bool = False
+    """Segment the mirror image too, from the mirrored answer, and average (test-time flip); training does not."""
+    threshold: float = 0.5
+    """Probability above which a pixel is lesion."""
 
 
 class Encoded(NamedTuple):
@@ -38,13 +43,17 @@ class Encoded(NamedTuple):
     """(B, image_tokens, channels) features of the reasoner's vision tower."""
 
 
-class Scene(NamedTuple):
+@dataclass
+class Scene:
     """Images that are asked about, encoded once for all that is done with them."""
 
     images: list[np.ndarray]
     """(H, W, 3) uint8 RGB each."""
+    queries: list[str]
     encoded: Encoded
     prompts: list[list[int]]
+    mirrored: "Scene | None" = None
+    """The mirror images, once they have been asked for."""
 
 
 class Output(NamedTuple):
@@ -204,7 +213,7 @@ class CoreSeg(nn.Module):
         """Encode images (H, W, 3) uint8 RGB and queries, one for each."""
         size = self.config.segmenter.image_size
         pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
-        return Scene(images, self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries])
+        return Scene(images, queries, self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries])
 
     @torch.no_grad()
     def segment_text(self, scene: Scene, texts: list[str]) -> list[Prediction]:
@@ -242,29 +251,41 @@ class CoreSeg(nn.Module):
         return maps
 
     def _segment(self, scene: Scene, completions: list[list[int]], start: float) -> list[Prediction]:
-        images, output = scene.images, self(scene.encoded, scene.prompts, completions)
-        drawn = dict(zip(output.mask_rows.tolist(), output.mask_logits))
-        seconds = (time.perf_counter() - start) / len(images)
+        texts = [self.reasoner.decode_text(ids) for ids in completions]
+        drawn = self._draw(scene, completions)
+        if self.config.mirrored and drawn:
+            if scene.mirrored is None:
+                images = [np.ascontiguousarray(image[:, ::-1]) for image in scene.images]
+                scene.mirrored = self.open(images, [mirror(query) for query in scene.queries])
+            grid = self.config.reasoner.grid
+            other = self._draw(scene.mirrored, [self.reasoner.completion_ids(mirrored(text, grid)) for text in texts])
+            drawn = {row: (probability + other[row][:, ::-1]) / 2 for row, probability in drawn.items()}
+        seconds = (time.perf_counter() - start) / len(texts)
         predictions = []
-        for row, (image, ids) in enumerate(zip(images, completions)):
-            text = self.reasoner.decode_text(ids)
+        for row, (image, text) in enumerate(zip(scene.images, texts)):
+            height, width = image.shape[:2]
             answer = parse(text, self.config.reasoner.grid)
-            frame = Frame(*image.shape[:2], self.config.segmenter.image_size)
-            probability = np.zeros(image.shape[:2], np.float32)
             draws = row in drawn and not answer.says_empty
-            if draws:
-                probability = frame.logits_to_original(drawn[row][None])[0].sigmoid().float().cpu().numpy()
-            scale = np.array([frame.width, frame.height] * 2, np.float32)
+            probability = drawn[row] if draws else np.zeros((height, width), np.float32)
             predictions.append(
                 Prediction(
                     text=text,
                     answer=answer,
-                    boxes=answer.boxes_norm * scale,
-                    mask=probability > 0.5,
+                    boxes=answer.boxes_norm * np.array([width, height] * 2, np.float32),
+                    mask=probability > self.config.threshold,
                     probability=probability,
                     has_mask=answer.valid and (draws or answer.says_empty),
                     seconds=seconds,
-                    tokens=len(ids),
+                    tokens=len(completions[row]),
                 )
             )
         return predictions
+
+    def _draw(self, scene: Scene, completions: list[list[int]]) -> dict[int, np.ndarray]:
+        """Row to probability (H, W) over its image, of the rows whose completion holds a `<seg>`."""
+        output = self(scene.encoded, scene.prompts, completions)
+        drawn = {}
+        for row, logits in zip(output.mask_rows.tolist(), output.mask_logits):
+            frame = Frame(*scene.images[row].shape[:2], self.config.segmenter.image_size)
+            drawn[row] = frame.logits_to_original(logits[None])[0].sigmoid().float().cpu().numpy()
+        return drawn

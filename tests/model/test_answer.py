@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.model.answer import EMPTY_ANSWER, parse, render
+from lab.model.answer import EMPTY_ANSWER, mirrored, parse, render
 
 GOOD = (
     "<think> dark area </think>"
@@ -83,3 +83,11 @@ def test_a_very_long_answer_is_parsed_in_time_that_grows_with_its_length():
 
     longer, shorter = (min(seconds(copies) for _ in range(3)) for copies in (32_000, 1_000))
     assert longer < 200 * max(shorter, 1e-3)  # linear is 32 times, quadratic 1,024
+
+
+def test_the_mirror_image_has_other_sides_and_boxes():
+    text = "<think> At the upper left. </think><answer>The cyst are located at [[0,1,30,40],[70, 5,999,9]]."
+    other = mirrored(text, 100)
+    assert "upper right" in other and "[[70,1,100,40],[0,5,30,9]]" in other
+    assert mirrored(mirrored(GOOD, 100), 100) == GOOD
+    assert mirrored("no idea", 100) == "no idea"

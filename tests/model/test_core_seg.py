@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lab.model.answer import mirrored
 from lab.model.core_seg import CoreSeg
 from lab.model.reasoner import pad
 from lab.model.release import ReleaseError, load_release, save_release
@@ -32,7 +33,8 @@ def images():
 def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
     """HF's own `generate`, from the same embeddings, one prompt at a time, without padding, and in causal order."""
     monkeypatch.setattr(model.reasoner, "small", False)
-    _, encoded, prompts = model.open(images, QUERIES)
+    scene = model.open(images, QUERIES)
+    encoded, prompts = scene.encoded, scene.prompts
     ours = model.reasoner.generate(prompts, model.see(encoded), 20)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
@@ -47,7 +49,8 @@ def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
 
 
 def test_padding_changes_no_hidden_state(model, images):
-    _, encoded, prompts = model.open(images, QUERIES)
+    scene = model.open(images, QUERIES)
+    encoded, prompts = scene.encoded, scene.prompts
     for left in (False, True):
         ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
         together = model.reasoner(ids, mask, model.see(encoded), torch.zeros_like(ids))
@@ -58,7 +61,8 @@ def test_padding_changes_no_hidden_state(model, images):
 
 
 def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(model, images):
-    _, encoded, prompts = model.open(images, QUERIES)
+    scene = model.open(images, QUERIES)
+    encoded, prompts = scene.encoded, scene.prompts
     written = model.reasoner.generate(prompts, model.see(encoded), 12)
     logits = model(encoded, prompts, written).logits
     logits[:, [model.reasoner.image_id, model.reasoner.pad_id]] = -torch.inf
@@ -66,7 +70,8 @@ def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(mod
 
 
 def test_the_prompt_sees_all_of_itself_and_the_answer_only_what_came_before(model, images):
-    _, encoded, prompts = model.open(images[:1], QUERIES[:1])
+    scene = model.open(images[:1], QUERIES[:1])
+    encoded, prompts = scene.encoded, scene.prompts
     length, visual = len(prompts[0]), model.see(encoded)
     ids = torch.tensor([prompts[0] + model.reasoner.completion_ids("dark round")])
     is_completion = (torch.arange(ids.shape[1]) >= length).long()[None]
@@ -102,10 +107,25 @@ def test_the_mask_depends_on_the_text(model, images):
     assert np.abs(one.probability - other.probability).max() > 1e-6
 
 
+def test_an_image_and_its_mirror_image_get_mirrored_masks(model, images, monkeypatch):
+    monkeypatch.setattr(model.config, "mirrored", True)
+    text = "<think> At the left. </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    image, other = images[0], np.ascontiguousarray(images[0][:, ::-1])
+    one, two = (
+        model.segment_text(model.open([pixels], ["Segment the cyst."]), [said])[0]
+        for pixels, said in ((image, text), (other, mirrored(text, 100)))
+    )
+    np.testing.assert_allclose(one.probability, two.probability[:, ::-1], atol=1e-5)
+    monkeypatch.setattr(model.config, "threshold", float(np.median(one.probability)))
+    (again,) = model.segment_text(model.open([image], ["Segment the cyst."]), [text])
+    assert again.mask.mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_blind_seg_token_sees_the_query_but_not_the_answer(model, images):
     """Else masks are learnt from the boxes in the true text, and the query is ignored."""
     text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
-    _, encoded, _ = model.open(images[:1], QUERIES[:1])
+    scene = model.open(images[:1], QUERIES[:1])
+    encoded = scene.encoded
 
     def mask(query, word, blind):
         prompts, completions = [model.reasoner.prompt_ids(query)], [model.reasoner.completion_ids(text.format(word))]

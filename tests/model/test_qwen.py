@@ -69,7 +69,8 @@ def model(checkpoint):
 def inputs(model):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in QUERIES]
-    _, encoded, prompts = model.open(images, QUERIES)
+    scene = model.open(images, QUERIES)
+    encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
         return encoded, prompts, model.see(encoded)
 

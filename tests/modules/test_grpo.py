@@ -36,7 +36,8 @@ def start(tmp_path_factory):
     """A release of a model that has learnt nothing, but that writes tags often enough to be told apart by format."""
     torch.manual_seed(0)
     model, folder = CoreSeg(tiny_config()), tmp_path_factory.mktemp("start")
-    _, encoded, prompts = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
+    scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
+    encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
         opened = model.reasoner.prompt(prompts, model.see(encoded))
         state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]
