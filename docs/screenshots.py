@@ -11,6 +11,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 WIDTH, HEIGHT = 1280, 860
+TALL = {"inspect": 1240, "rollouts": 1260, "leaderboard": 1140, "data": 1080, "blind": 1120}
+"""Heights of the views that do not fit."""
 
 
 def inspect(page: Page, address: str, record: str) -> None:
@@ -73,6 +75,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             page.set_default_timeout(60_000)
             for name, take in shots.items():
+                page.set_viewport_size({"width": WIDTH, "height": TALL.get(name, HEIGHT)})
                 take(page, f"{given.address}/?__theme={theme}")
                 page.wait_for_timeout(2500)
                 page.screenshot(path=given.folder / f"{name}_{theme}.png")

@@ -26,9 +26,9 @@ def distributions(records: list[Record]) -> go.Figure:
     )
     figure = make_subplots(1, 3, subplot_titles=["lesion, per cent of the image", "modality", "source"])
     sizes = np.log10(100 * frame[frame["size"] > 0]["size"])
-    figure.add_histogram(x=sizes, nbinsx=40, row=1, col=1, showlegend=False)
-    ticks = [-2, -1, 0, 1, 2]
-    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:g}" for tick in ticks], row=1, col=1)
+    figure.add_histogram(x=sizes, nbinsx=40, marker_color="#64748b", row=1, col=1, showlegend=False)
+    ticks = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+    figure.update_xaxes(tickvals=np.log10(ticks), ticktext=[f"{tick:g}" for tick in ticks], row=1, col=1)
     for column, name in ((2, "modality"), (3, "source")):
         for number, (split, rows) in enumerate(frame.groupby("split")):
             counts = rows[name].value_counts()

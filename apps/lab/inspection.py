@@ -301,7 +301,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         with gr.Column(scale=1, min_width=280):
             kinds = "PNG, JPEG, TIFF" if public else "PNG, JPEG, TIFF, DICOM, NIfTI"
             types = FILES if public else FILES + VOLUMES
-            upload = gr.File(file_types=types, type="filepath", label=f"Image ({kinds})", height=96)
+            upload = gr.File(file_types=types, type="filepath", label=f"Image ({kinds})", height=140)
             place = gr.Slider(0, 10_000, 0, step=1, label="Slice, from the feet up", visible=False, elem_id="slice")
             with gr.Row():
                 centre = gr.Number(0, label="Window centre", visible=False, elem_id="centre", min_width=100)

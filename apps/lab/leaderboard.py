@@ -49,7 +49,9 @@ def ranking(summaries: dict[str, dict], by: str) -> pd.DataFrame:
             row = {"evaluation": name, "model": summary["model"]} | ({} if by == "overall" else {by: group})
             row |= {"mDice": values["mDice"], "95 %": f"{low:.3f} to {high:.3f}", "mIoU": values["mIoU"]}
             row |= {"failure rate": values["failure_rate"], "box F1": values["box_f1"]}
-            rows.append(row | {"true claims": values.get("faithfulness"), "n": values["n"]})
+            row |= {name: values.get(key) for name, key in {"NSD": "NSD", "lesion F1": "lesion_f1"}.items()}
+            row |= {"true claims": values.get("faithfulness"), "influence": values.get("influence")}
+            rows.append(row | {"n": values["n"]})
     frame = pd.DataFrame(rows)
     order = ["mDice"] if by == "overall" else [by, "mDice"]
     return frame.sort_values(order, ascending=[name == by for name in order]) if len(frame) else frame

@@ -1,12 +1,13 @@
 """What there is to look at: models, runs and records, by id; nothing is opened by a path that a visitor sends."""
 
-import re
 import shutil
 import tempfile
 import threading
 from collections import OrderedDict
 from datetime import datetime
 from pathlib import Path
+
+import yaml
 
 from lab.data.manifest import read_manifest
 from lab.data.sample import Record
@@ -40,6 +41,7 @@ class Library:
         self.evaluations = [folder for folder in (runs, *(evaluations or [])) if folder]
         self.votes = (runs or Path("runs")) / "votes.jsonl"
         self.records: dict[str, Record] = {r.id: r for r in read_manifest(manifest)} if manifest else {}
+        self._records_of: dict[Path, dict[str, Record]] = {}
         self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
         self._scratch = tempfile.TemporaryDirectory(prefix="core-seg-")
         self._lock = threading.Lock()
@@ -90,6 +92,17 @@ class Library:
             raise LabError(f"the manifest has no record '{identity}'; pick another")
         return self.records[identity]
 
+    def records_of(self, run: Path) -> dict[str, Record]:
+        """By id, the records of the manifests that a run was trained and validated on, as far as they are there, and
+        the lab's own."""
+        if run not in self._records_of:
+            named = {
+                str(v) for k, v in read_config(run).items() if k.endswith(".manifest") or k.endswith("init_args.val")
+            }
+            there = [path for path in sorted(named) if Path(path).is_file()]
+            self._records_of[run] = {r.id: r for path in there for r in read_manifest(path)}
+        return self._records_of[run] | self.records
+
     def run_folders(self) -> dict[str, Path]:
         """Name to folder of every run that has logged something, the newest first."""
         if self.runs is None:
@@ -110,6 +123,22 @@ class Library:
         return folder
 
 
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Nested dictionaries and lists as one, keys joined by dots."""
+    items: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
+        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + str(name): value}
+    return items
+
+
+def read_config(run: Path) -> dict[str, object]:
+    """A run's configuration, flat; empty while it has none."""
+    path = run / "config_fit.yaml"
+    return flat(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
 def holds_core_seg(run: Path) -> bool:
     """Whether a run's checkpoints are of stage 1 or later, told from its own configuration."""
     config = run / "config_fit.yaml"
@@ -118,7 +147,6 @@ def holds_core_seg(run: Path) -> bool:
 
 def described(name: str, folder: Path) -> str:
     """A run's name with the class that it trains and when it last logged."""
-    config = folder / "config_fit.yaml"
-    trains = re.search(r"class_path: modules\.(\w+)", config.read_text()) if config.is_file() else None
+    trains = str(read_config(folder).get("model.class_path", "")).rpartition(".")[2]
     logged = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime)
-    return f"{name} ({trains[1] + ', ' if trains else ''}{logged:%d %b %H:%M})"
+    return f"{name} ({trains + ', ' if trains else ''}{logged:%d %b %H:%M})"

@@ -2,17 +2,15 @@
 
 import re
 from collections import defaultdict
-from pathlib import Path
 from urllib.parse import urlencode
 
 import gradio as gr
 import pandas as pd
 import plotly.graph_objects as go
-import yaml
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from apps.lab.library import Library, described
+from apps.lab.library import Library, described, read_config
 from apps.lab.views import plain
 from lab.errors import LabError
 from lab.evaluation.curves import read_metrics, smoothed
@@ -22,22 +20,6 @@ AXES = ["step", "minutes", "tokens", "samples"]
 BY_RUN, BY_NAME = "each run by itself", "runs whose names differ in the last -number"
 REFRESH = 5
 """Seconds between two looks at runs that are still written."""
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Nested dictionaries and lists as one, keys joined by dots."""
-    items: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            value = {str(place): item for place, item in enumerate(value)}
-        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + str(name): value}
-    return items
-
-
-def read_config(run: Path) -> dict[str, object]:
-    """A run's configuration, flat; empty while it has none."""
-    path = run / "config_fit.yaml"
-    return flat(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
 def differing(configs: dict[str, dict[str, object]]) -> pd.DataFrame:

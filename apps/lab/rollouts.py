@@ -92,8 +92,8 @@ def completion_card(row: dict, sample: Sample | None) -> str:
 def build(library: Library) -> gr.Dropdown:
     """The tab; returns the choice of a run."""
 
-    def sample_of(row: dict) -> Sample | None:
-        record = library.records.get(row["id"])
+    def sample_of(run: Path, row: dict) -> Sample | None:
+        record = library.records_of(run).get(row["id"])
         return view(load_sample(record), int(row.get("view", 0))) if record else None
 
     def pick(name: str | None):
@@ -109,13 +109,14 @@ def build(library: Library) -> gr.Dropdown:
     def show(name: str | None, step: int | None, sort: str, silent: bool) -> str:
         if name is None or step is None:
             return "<p>This run has no rollouts: only stage 2 writes them.</p>"
-        groups = groups_of(read_rollouts(library.run(name), "step", step), sort, silent)
+        run = library.run(name)
+        groups = groups_of(read_rollouts(run, "step", step), sort, silent)
         if not groups:
             return "<p>No such group at this step: every one of them taught something.</p>"
         parts = []
         for group in groups:
             first = group.iloc[0]
-            cards = "".join(completion_card(row, sample_of(row)) for row in group.to_dict("records"))
+            cards = "".join(completion_card(row, sample_of(run, row)) for row in group.to_dict("records"))
             parts.append(
                 f'<div class="group"><h4>{views.html.escape(first.query)} <small>{views.html.escape(first.id)}: mean '
                 f"reward {group.reward.mean():.2f}, spread {group.reward.std():.2f}</small></h4>"
@@ -136,7 +137,7 @@ def build(library: Library) -> gr.Dropdown:
         step = steps[min(int(place), len(steps) - 1)]
         rows = read_rollouts(run, "followed", step)
         row = rows[rows.id == identity].to_dict("records")[0]
-        sample, mask = sample_of(row), read_mask(row)
+        sample, mask = sample_of(run, row), read_mask(row)
         numbers = " ".join(f"{k.removeprefix('reward_')} {v:.2f}" for k, v in row.items() if k.startswith("reward_"))
         said = f"<h4>step {step}: Dice {row['dice']:.3f}</h4>{reward_bar(row)}<small>{numbers}</small>"
         picture = (

@@ -112,9 +112,10 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
             layers["difference"] = difference(mask, shown.other)
         rects += box_svg(shown.prediction.boxes, (255, 215, 0))
     pictures = "".join(f'<img class="layer {name}" src="{data_uri(p)}" alt="">' for name, p in layers.items())
+    shape = f"aspect-ratio:{width}/{height};max-width:calc(56vh * {width} / {height})"
     return (
-        f'<div class="stage" tabindex="0" role="img" aria-label="{html.escape(label)}" '
-        f'style="aspect-ratio:{width}/{height}"><div class="pan"><img src="{data_uri(image)}" alt="">{pictures}'
+        f'<div class="stage" tabindex="0" role="img" aria-label="{html.escape(label)}" style="{shape}">'
+        f'<div class="pan"><img src="{data_uri(image)}" alt="">{pictures}'
         f'<svg class="layer boxes" viewBox="0 0 {width} {height}">{rects}</svg></div></div>'
     )
 

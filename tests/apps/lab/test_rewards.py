@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apps.lab import rewards
+from apps.lab import library, rewards
 from apps.lab.rollouts import groups_of
 
 
@@ -23,8 +23,8 @@ def test_each_axis_is_what_it_says(frame):
 
 
 def test_only_keys_that_differ_are_listed():
-    one = rewards.flat({"a": {"lr": 1, "same": 2}, "parts": [{"per_batch": 4}, {"per_batch": 2}]})
-    other = rewards.flat({"a": {"lr": 3, "same": 2}, "parts": [{"per_batch": 4}]})
+    one = library.flat({"a": {"lr": 1, "same": 2}, "parts": [{"per_batch": 4}, {"per_batch": 2}]})
+    other = library.flat({"a": {"lr": 3, "same": 2}, "parts": [{"per_batch": 4}]})
     assert one["parts.1.per_batch"] == 2
     table = rewards.differing({"x": one, "y": other})
     assert table.key.tolist() == ["a.lr", "parts.1.per_batch"] and table.x.tolist() == ["1", "2"]

@@ -166,6 +166,12 @@ def test_what_is_missing_or_foreign_is_named(lab, tmp_path):
         library.run("../../etc")
 
 
+def test_a_run_shows_its_images_though_the_lab_was_given_no_manifest(lab):
+    library = Library(lab[1] / "releases", lab[1] / "runs")
+    ids = {json.loads(line)["id"] for line in (lab[1] / "data" / "manifest.jsonl").read_text().splitlines()}
+    assert set(library.records_of(library.run("run-0"))) == ids
+
+
 def test_a_record_whose_image_is_gone_is_an_error_and_no_more(client, lab, tmp_path):
     lines = (lab[1] / "data" / "manifest.jsonl").read_text().splitlines()
     record = json.loads(lines[0])
