@@ -77,7 +77,7 @@ def segment(image: Path, *, release: Path, query: str = "Locate and segment the 
 def evaluate(
     model: Path, *, manifest: Path, split: str = "test", out: Path = Path("out"), swapped: bool = False, limit: int = 0
 ):
-    """Score a release or checkpoint (of stage 0: it is given the true boxes) on a split of a manifest.
+    """Score a release or checkpoint on a split of a manifest; stage 0 is given the true boxes, a U-Net reads no query.
 
     Args:
         model: Folder of a release, or checkpoints/best.ckpt of a run.
@@ -87,6 +87,7 @@ def evaluate(
         swapped: Score once more with the query of another lesion in the same image.
         limit: Only this many records, evenly spread; 0 takes all.
     """
+    from lab.baselines.unet import unet_from_checkpoint
     from lab.data.manifest import read_manifest
     from lab.data.sample import lesion_boxes
     from lab.errors import LabError
@@ -107,7 +108,15 @@ def evaluate(
         "manifest": "/".join(manifest.parts[-2:]),
         "split": split,
     } | machine()
-    if model.suffix == ".ckpt" and "segmenter" in read_checkpoint(model)["hyper_parameters"]:
+    kind = read_checkpoint(model)["hyper_parameters"] if model.suffix == ".ckpt" else {}
+    if "unet" in kind:
+        unet = unet_from_checkpoint(model)
+        frame = ask(unet.predict, records, 0).drop(columns=["box_f1", "claims", "claims_true"])
+        summary = about | summarise(frame)
+
+        def mask_of(record, query):
+            return unet.predict([load_sample(record).image], [query])[0].mask
+    elif "segmenter" in kind:
         segmenter = segmenter_from_checkpoint(model)
         frame = evaluate_boxes(segmenter, records)
         summary = about | summarise(frame)

@@ -1,0 +1,83 @@
+"""The reference without language, trained on the same records as CORE-Seg: DiceCE on the mask of each record."""
+
+from dataclasses import asdict
+
+import lightning as L
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from lab.baselines.unet import UNet, UNetConfig
+from lab.data.dataset import BoxPromptDataset
+from lab.data.sample import Record, Sample
+from lab.evaluation.metrics import dice_iou
+from lab.model.release import load_model
+from modules.optimisation import adamw_warmup_cosine
+
+
+class UNetModule(L.LightningModule):
+    """Images in, masks out; what a record asks for is its target, though the U-Net cannot read it.
+
+    Args:
+        unet: What to build; see `UNetConfig`.
+        encoder: Release or checkpoint of CORE-Seg whose image encoder it starts from, so that both have seen the same.
+        learning_rate: Peak rate of AdamW.
+        encoder_learning_rate: The same for the encoder.
+        weight_decay: AdamW's decay.
+        warmup_steps: Optimiser steps of linear warm-up.
+        total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
+        augmentation: Strength of `lab.data.augment.augment`; 0 is none, 1 the default.
+    """
+
+    stage = "unet"
+
+    def __init__(
+        self,
+        unet: UNetConfig,
+        encoder: str | None = None,
+        learning_rate: float = 1e-3,
+        encoder_learning_rate: float = 3e-4,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        total_steps: int = 2000,
+        augmentation: float = 1.0,
+    ) -> None:
+        super().__init__()
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "unet", "__class__")}
+        self.save_hyperparameters({"unet": asdict(unet), **arguments})
+        self.unet = UNet(unet)
+        if encoder is not None:
+            self.unet.backbone.load_state_dict(load_model(encoder).segmenter.image_encoder.backbone.state_dict())
+        self.unet.to(memory_format=torch.channels_last)
+        self.loss = DiceCELoss(sigmoid=True)
+
+    def training_data(self, records: list[Record]) -> BoxPromptDataset:
+        size = self.unet.config.image_size
+        return BoxPromptDataset(records, size, size // 2, 0.0, 1.0, self.hparams.augmentation)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(self.unet(batch["pixels"])[:, None], batch["target"][:, None])
+        self.log("train/seg_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, sample: Sample, batch_idx: int) -> None:
+        self.log_scores("val", sample)
+
+    def test_step(self, sample: Sample, batch_idx: int) -> None:
+        self.log_scores("test", sample)
+
+    def predict_step(self, sample: Sample, batch_idx: int) -> dict:
+        (prediction,) = self.unet.predict([sample.image], [sample.record.query])
+        return {"id": sample.record.id, "mask": prediction.mask}
+
+    def log_scores(self, stage: str, sample: Sample) -> None:
+        """Dice, IoU and failure (Dice 0)."""
+        dice, iou = dice_iou(self.predict_step(sample, 0)["mask"], sample.mask)
+        scores = {f"{stage}/mDice": dice, f"{stage}/mIoU": iou, f"{stage}/failure_rate": float(dice == 0)}
+        self.log_dict(scores, prog_bar=True, batch_size=1, sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        h, net = self.hparams, self.unet
+        rest = [*net.decoder.parameters(), *net.head.parameters()]
+        parts = [(net.backbone.parameters(), h.encoder_learning_rate), (rest, h.learning_rate)]
+        return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)
