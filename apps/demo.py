@@ -138,7 +138,7 @@ def core_seg(*arguments: str) -> None:
         process.wait()  # it has the Ctrl-C too, and saves
         raise
     if code:
-        raise LabError(f"'core-seg {arguments[0]}' ended with code {code}; see above, then run the demo again to go on")
+        raise LabError(f"'core-seg {arguments[0]}' ended with code {code}; see above, then call this again to go on")
 
 
 def say(text: str) -> None:

@@ -34,8 +34,16 @@ class ReasoningModule(L.LightningModule):
     def training_data(self, records: list[Record]) -> AnswerDataset:
         config, reasoner = self.core_seg.config.segmenter, self.core_seg.config.reasoner
         mask_size = 4 * config.embedding_size
+        h = self.hparams
         return AnswerDataset(
-            records, config.image_size, mask_size, reasoner.grid, reasoner.max_boxes, self.hparams.views, self.cache
+            records,
+            config.image_size,
+            mask_size,
+            reasoner.grid,
+            reasoner.max_boxes,
+            h.views,
+            self.cache,
+            h.get("reasoning", True),
         )
 
     def encode(self, batch: dict[str, list]) -> Encoded:

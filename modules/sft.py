@@ -25,8 +25,11 @@ class Sft(ReasoningModule):
         segmenter_checkpoint: Checkpoint of stage 0; None keeps the segmenter's own weights.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
+        reasoning: False has "-" written in place of the reasoning (an ablation).
         text_weight: Of the cross-entropy.
         seg_weight: Of DiceCE.
+        dice_share: Of Dice in DiceCE.
+        ce_share: Of cross-entropy in DiceCE.
         relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
             one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
         prompt_weight: Of the distance from the adapter's first two prompt tokens to the prompt of the box around the
@@ -55,8 +58,11 @@ class Sft(ReasoningModule):
         segmenter_checkpoint: str | None = None,
         cache: str | None = None,
         views: int = 2,
+        reasoning: bool = True,
         text_weight: float = 1.0,
         seg_weight: float = 1.0,
+        dice_share: float = 1.0,
+        ce_share: float = 1.0,
         relevance_weight: float = 5.0,
         prompt_weight: float = 2.0,
         decoder_after: int = 1000,
@@ -82,7 +88,7 @@ class Sft(ReasoningModule):
         elif start is None:
             model.segmenter.load_pretrained()
         self.hold(model, cache, encoder_learning_rate > 0)
-        self.loss = DiceCELoss(sigmoid=True)
+        self.loss = DiceCELoss(sigmoid=True, lambda_dice=dice_share, lambda_ce=ce_share)
 
     def training_step(self, batch: dict[str, list], batch_idx: int) -> Tensor:
         encoded = self.encode(batch)
@@ -153,4 +159,5 @@ class Sft(ReasoningModule):
         boxes = masks_to_boxes(torch.stack([shown for _, shown in drawn]).to(self.device))
         boxes[:, 2:] += 1  # it names the last cell, not its end
         box_tokens = segmenter.box_prompt(boxes * cell)
-        return F.mse_loss(torch.stack([prompt[: box_tokens.shape[1]] for prompt, _ in drawn]).float(), box_tokens)
+        prompts = torch.stack([prompt[: box_tokens.shape[1]] for prompt, _ in drawn]).float()
+        return F.mse_loss(prompts, box_tokens[:, : prompts.shape[1]])

@@ -86,8 +86,9 @@ class AnswerDataset(Dataset):
         max_boxes: int,
         views: int,
         cache: FeatureCache | None,
+        reasoning: bool = True,
     ) -> None:
-        self.records, self.image_size, self.mask_size = records, image_size, mask_size
+        self.records, self.image_size, self.mask_size, self.reasoning = records, image_size, mask_size, reasoning
         self.grid, self.max_boxes, self.views, self.cache = grid, max_boxes, views, cache
 
     def __getitem__(self, draws: Sequence[Draw]) -> dict[str, list]:
@@ -108,7 +109,7 @@ class AnswerDataset(Dataset):
             "features": self.cache.load(pixels) if self.cache else None,
             "target": soft_target(sample.mask, frame, self.mask_size),
             "query": sample.record.query,
-            "answer": true_answer(sample.record, facts, boxes_norm, self.grid, rng),
+            "answer": true_answer(sample.record, facts, boxes_norm, self.grid, rng, self.reasoning),
             "boxes_norm": boxes_norm,
             "facts": facts,
             "frame": frame,
@@ -123,10 +124,18 @@ def boxes_to_name(mask: np.ndarray, limit: int) -> np.ndarray:
     return lesion_boxes(mask, limit) / np.array([width, height] * 2, np.float32)
 
 
-def true_answer(record: Record, facts: Facts, boxes_norm: np.ndarray, grid: int, rng: np.random.Generator) -> str:
-    """The answer to learn: the record's own reasoning, or one written from the measured facts, and the true boxes."""
-    reasoning = record.reasoning or write(facts, record.modality, record.anatomy, record.lesion, rng)
-    return render(reasoning, record.lesion, boxes_norm, grid)
+def true_answer(
+    record: Record,
+    facts: Facts,
+    boxes_norm: np.ndarray,
+    grid: int,
+    rng: np.random.Generator,
+    reasoning: bool = True,
+) -> str:
+    """The answer to learn: the record's own reasoning, or one written from the measured facts, or none, and the true
+    boxes."""
+    written = record.reasoning or write(facts, record.modality, record.anatomy, record.lesion, rng)
+    return render(written if reasoning else "-", record.lesion, boxes_norm, grid)
 
 
 class RecordDataset(Dataset):

@@ -1,14 +1,19 @@
 """The Semantic-Guided Prompt Adapter: `<seg>` hidden state to prompt tokens of the mask decoder."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 
 @dataclass
 class AdapterConfig:
-    """Sizes of the adapter; the paper states none of them."""
+    """Sizes of the adapter; the paper states none of them. Kinds other than `paper` are baselines and ablations."""
 
+    kind: Literal["paper", "linear", "mlp"] = "paper"
+    """`paper`: ResMLP and AttnPool; `linear`: one linear map; `mlp`: two layers and one token, as LISA has."""
+    state: Literal["seg", "mean"] = "seg"
+    """What is adapted: the hidden state of `<seg>`, or the mean over the completion."""
     prompt_tokens: int = 4
     """Prompt tokens handed to the mask decoder (a box is 2)."""
     slots: int = 8
@@ -28,6 +33,17 @@ class ResidualMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+def adapter_for(config: AdapterConfig, hidden_size: int, prompt_dim: int) -> nn.Module:
+    """Hidden states (M, hidden_size) to prompt tokens (M, N, prompt_dim), N as configured (`mlp`: 1)."""
+    if config.kind == "paper":
+        return PromptAdapter(config, hidden_size, prompt_dim)
+    if config.kind == "linear":
+        linear = nn.Linear(hidden_size, config.prompt_tokens * prompt_dim)
+        return nn.Sequential(linear, nn.Unflatten(-1, (config.prompt_tokens, prompt_dim)))
+    mlp = nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_dim)
+    return nn.Sequential(*mlp, nn.Unflatten(-1, (1, prompt_dim)))
 
 
 class PromptAdapter(nn.Module):

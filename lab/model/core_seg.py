@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lab.data.dataset import model_pixels
 from lab.data.images import Frame
 from lab.data.reasoning import mirror
 from lab.errors import LabError
-from lab.model.adapter import AdapterConfig, PromptAdapter
+from lab.model.adapter import AdapterConfig, adapter_for
 from lab.model.answer import Answer, mirrored, parse
 from lab.model.decoding import Sampling, collect
 from lab.model.qwen import reasoner_for
@@ -28,6 +28,8 @@ class CoreSegConfig:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    prompt: Literal["semantic", "boxes"] = "semantic"
+    """What the mask decoder is given: the adapted `<seg>` state, or the boxes in the answer (a baseline)."""
     mirrored: bool = False
     """Segment the mirror image too, from the mirrored answer, and average (test-time flip); training does not."""
     threshold: float = 0.5
@@ -100,7 +102,7 @@ class CoreSeg(nn.Module):
         self.config = config
         self.segmenter = Segmenter(config.segmenter)
         self.reasoner = reasoner_for(config.reasoner)
-        self.adapter = PromptAdapter(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
+        self.adapter = adapter_for(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
         self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
         if self.one_backbone:
             if config.segmenter.image_size != config.reasoner.image_size:
@@ -182,6 +184,9 @@ class CoreSeg(nn.Module):
         logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
         rows = is_seg.any(1).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
+        if self.config.adapter.state == "mean":
+            said = is_completion[rows, :, None] == 1
+            states = (hidden[rows] * said).sum(1) / said.sum(1)
         visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
         relevance = self.reasoner.relevance(visual_states)[..., 0]
         prompt_tokens = self.adapter(states)
@@ -283,9 +288,23 @@ class CoreSeg(nn.Module):
 
     def _draw(self, scene: Scene, completions: list[list[int]]) -> dict[int, np.ndarray]:
         """Row to probability (H, W) over its image, of the rows whose completion holds a `<seg>`."""
-        output = self(scene.encoded, scene.prompts, completions)
+        frames = [Frame(*image.shape[:2], self.config.segmenter.image_size) for image in scene.images]
+        if self.config.prompt == "boxes":
+            masks = self._masks_of_boxes(scene, frames, completions)
+        else:
+            output = self(scene.encoded, scene.prompts, completions)
+            masks = dict(zip(output.mask_rows.tolist(), output.mask_logits))
         drawn = {}
-        for row, logits in zip(output.mask_rows.tolist(), output.mask_logits):
-            frame = Frame(*scene.images[row].shape[:2], self.config.segmenter.image_size)
-            drawn[row] = frame.logits_to_original(logits[None])[0].sigmoid().float().cpu().numpy()
+        for row, logits in masks.items():
+            drawn[row] = frames[row].logits_to_original(logits[None])[0].sigmoid().float().cpu().numpy()
         return drawn
+
+    def _masks_of_boxes(self, scene: Scene, frames: list[Frame], completions: list[list[int]]) -> dict[int, Tensor]:
+        """Row to mask logits (4h, 4w), of the rows whose completion names boxes."""
+        masks = {}
+        for row, (frame, ids) in enumerate(zip(frames, completions)):
+            boxes = parse(self.reasoner.decode_text(ids), self.config.reasoner.grid).boxes_norm
+            if len(boxes):
+                in_pixels = boxes * np.array([frame.width, frame.height] * 2, np.float32)
+                masks[row] = self.segmenter.union_of_boxes(scene.encoded.embeddings[[row]], frame, in_pixels)[0]
+        return masks

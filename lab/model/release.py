@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError
@@ -126,6 +126,9 @@ def from_plain(kind: type, values: Any, where: str) -> Any:
         default = getattr(kind(), name)
         if is_dataclass(default):
             value = from_plain(type(default), value, f"{where}.{name}")
+        elif get_origin(known[name].type) is Literal and value not in get_args(known[name].type):
+            allowed = ", ".join(map(repr, get_args(known[name].type)))
+            raise ReleaseError(f"{where}.{name} is {value!r}, not one of {allowed}; update the lab or the release")
         elif default is not None and type(value) is not type(default):
             raise ReleaseError(f"{where}.{name} is {value!r}, not {type(default).__name__}; write the release again")
         built[name] = value

@@ -199,14 +199,18 @@ class Segmenter(nn.Module):
         Returns:
             (H, W) bool.
         """
-        frame = Frame(*image.shape[:2], self.config.image_size)
         if len(boxes) == 0:
             return np.zeros(image.shape[:2], bool)
+        frame = Frame(*image.shape[:2], self.config.image_size)
         device = self.prompt_encoder.no_mask_embed.weight.device
         embedding = self.encode(torch.from_numpy(frame.image(image))[None].to(device))
-        in_square = torch.as_tensor(frame.boxes_to_model(boxes), dtype=torch.float32, device=device)
+        return (frame.logits_to_original(self.union_of_boxes(embedding, frame, boxes))[0] > 0).cpu().numpy()
+
+    def union_of_boxes(self, embedding: Tensor, frame: Frame, boxes: np.ndarray) -> Tensor:
+        """Mask logits (1, 4h, 4w) of what lies in any of the boxes (N, 4) xyxy, in pixels of the image that the frame
+        is of; its embedding is (1, C, h, w)."""
+        in_square = torch.as_tensor(frame.boxes_to_model(boxes), dtype=torch.float32, device=embedding.device)
         logits = torch.cat(
             [self.decode(embedding.expand(len(b), -1, -1, -1), self.box_prompt(b)) for b in in_square.split(16)]
         )
-        union = logits.amax(0, keepdim=True)
-        return (frame.logits_to_original(union)[0] > 0).cpu().numpy()
+        return logits.amax(0, keepdim=True)

@@ -107,6 +107,43 @@ def test_the_mask_depends_on_the_text(model, images):
     assert np.abs(one.probability - other.probability).max() > 1e-6
 
 
+def test_boxes_can_take_the_place_of_the_semantic_prompt(model, images, monkeypatch):
+    monkeypatch.setattr(model.config, "prompt", "boxes")
+    text = "<think> {} </think><answer>The cyst are located at [[{}]]. The mask is <seg>.</answer>"
+    scene, image = model.open(images[:1], QUERIES[:1]), images[0]
+
+    def draw(words, box):
+        return model.segment_text(scene, [text.format(words, box)])[0]
+
+    first = draw("dark", "10,10,60,60")
+    np.testing.assert_array_equal(first.mask, model.segmenter.segment_boxes(image, np.array([[7.0, 5, 42, 30]])))
+    np.testing.assert_array_equal(first.probability, draw("much brighter", "10,10,60,60").probability)
+    assert np.abs(first.probability - draw("dark", "50,50,90,90").probability).max() > 1e-6
+
+
+@pytest.mark.parametrize("kind, tokens", [("linear", 4), ("mlp", 1)])
+def test_baselines_adapt_the_state_in_other_ways(kind, tokens, images):
+    config = tiny_config()
+    config.adapter.kind = kind
+    model = CoreSeg(config).eval()
+    assert model.adapter(torch.zeros(3, 64)).shape == (3, tokens, 32)
+    answer = "<think> a </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    assert model.segment_text(model.open(images[:1], QUERIES[:1]), [answer])[0].has_mask
+
+
+def test_the_mean_over_the_completion_can_take_the_place_of_the_seg_state(model, images, monkeypatch):
+    text = "<think> dark </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    scene = model.open(images[:1], QUERIES[:1])
+    completion, seen = model.reasoner.completion_ids(text), []
+    monkeypatch.setattr(model.adapter, "forward", lambda states: seen.append(states) or torch.zeros(1, 4, 32))
+    monkeypatch.setattr(model.config.adapter, "state", "mean")
+    model(scene.encoded, scene.prompts, [completion])
+    ids = torch.tensor([scene.prompts[0] + completion])
+    is_completion = (torch.arange(ids.shape[1]) >= len(scene.prompts[0])).long()[None]
+    hidden = model.reasoner(ids, torch.ones_like(ids), model.see(scene.encoded), is_completion)
+    torch.testing.assert_close(seen[0], hidden[:, len(scene.prompts[0]) :].mean(1), atol=1e-5, rtol=1e-5)
+
+
 def test_an_image_and_its_mirror_image_get_mirrored_masks(model, images, monkeypatch):
     monkeypatch.setattr(model.config, "mirrored", True)
     text = "<think> At the left. </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +100,19 @@ def test_a_second_epoch_never_runs_an_encoder(lesions, tmp_path, monkeypatch):
     assert len(stored) == 6  # one an image, however many queries
     assert main(flags("sft", lesions, "again", "--model.init_args.views=1", steps=3)) == 0
     assert len(list(Path("cache").rglob("*.safetensors"))) == 6
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted((ROOT / "configs" / "tiny" / "ablations").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_baseline_and_ablation_trains_and_answers(overlay, lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, "run", "-c", str(overlay), steps=3)) == 0
+    assert all(loss == loss for _, loss in metrics("run"))
+    model = core_seg_from_checkpoint("runs/run/checkpoints/last.ckpt")
+    saved = model.config
+    assert (saved.adapter.kind, saved.adapter.state, saved.prompt) != ("paper", "seg", "semantic") or (
+        overlay.stem == "no_reasoning"
+    )
+    text = "<think> - </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    assert model.segment_text(model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment."]), [text])[0].has_mask
