@@ -21,6 +21,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg curves runs/grpo-0 runs/grpo-1 --out curves.png      reward curves of runs
   core-seg data synthesize data/synthetic --n 1500        synthetic lesions; --kind reason: a query picks one
   core-seg data hard data/fresh/manifest.jsonl out/fresh        keep what a model finds hard
+  core-seg data leave-out manifest.jsonl busi        train without a source, test on it alone
   core-seg data check manifest.jsonl                 every broken line, and what to do about it
   core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions
   core-seg app                                       the lab: releases/ and runs/ side by side, rewards, rollouts

@@ -10,7 +10,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
-    data = {"synthesize": synthesize, "hard": hard, "check": check, "sheet": sheet}
+    data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -262,6 +262,33 @@ def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float
     lines = [line for line in manifest.read_text().splitlines() if line and json.loads(line)["id"] in kept]
     (manifest.parent / out).write_text("\n".join(lines) + "\n")
     print(f"wrote {manifest.parent / out}: {len(lines)} of {len(asked)} records")
+
+
+def leave_out(manifest: Path, source: str, out: str = ""):
+    """Make a manifest that trains without a source and is tested on it alone: how well a model does elsewhere.
+
+    Args:
+        manifest: manifest.jsonl.
+        source: All of its records become the test split; those of other sources that were for testing are dropped.
+        out: Name of the new manifest, beside the old one; without-SOURCE.jsonl where none is given.
+    """
+    from lab.data.manifest import read_manifest
+    from lab.errors import LabError
+
+    if source not in (sources := sorted({record.source for record in read_manifest(manifest)})):
+        raise LabError(f"{manifest}: no record is of source '{source}'; choose from {', '.join(sources)}")
+    out = out or f"without-{source}.jsonl"
+    if Path(out).name != out:
+        raise LabError(f"'{out}' is not the name of a file; it is written beside the manifest, give --out NAME")
+    lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
+    kept = [
+        line | {"split": "test" if line["source"] == source else line["split"]}
+        for line in lines
+        if line["source"] == source or line["split"] != "test"
+    ]
+    (manifest.parent / out).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    tested = sum(line["split"] == "test" for line in kept)
+    print(f"wrote {manifest.parent / out}: {len(kept) - tested} records to train and choose on, {tested} to test on")
 
 
 def check(manifest: Path):

@@ -57,7 +57,7 @@ CELLS = {
         "text to box (Seg-Zero), SFT + RL",
         f"{MODEL}seg_weight=0",
         f"{MODEL}rewards.segment=0",
-        f"{MODEL}rewards.match_iou=0.5",
+        f"{MODEL}rewards.detect_kind=binary",
         after="text-box",
     ),
     "seg-token": sft("<seg> token (LISA), no reasoning", "ablations/seg_token.yaml"),

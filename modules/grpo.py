@@ -15,6 +15,7 @@ from lab.grpo.rewards import (
     MATCH_IOU,
     MISS,
     SegmentReward,
+    binary_box_rewards,
     detect_rewards,
     dice_scores,
     faithful_rewards,
@@ -34,7 +35,7 @@ class Rewards:
     format: float = 1.0
     """Weight of the share of the answer schema that is kept, 0..1."""
     detect: float = 1.0
-    """Weight of mIoU(matched) x F1 of the boxes, 0..1."""
+    """Weight of the box reward, 0..1."""
     segment: float = 1.0
     """Weight of the segment reward."""
     faithful: float = 0.0
@@ -43,8 +44,10 @@ class Rewards:
     """`paper`, `residual` or `dice`; see `lab.grpo.rewards.segment_rewards`."""
     giou_of: Literal["boxes", "areas"] = "boxes"
     """`paper`: GIoU of the boxes around the masks, or of the masks' pixels."""
+    detect_kind: Literal["matched", "binary"] = "matched"
+    """`matched`: mIoU(matched) x F1 of the boxes; `binary`: Seg-Zero's, a baseline."""
     match_iou: float = MATCH_IOU
-    """IoU above which a matched pair of boxes counts."""
+    """`matched`: IoU above which a matched pair of boxes counts."""
 
 
 @dataclass
@@ -277,9 +280,13 @@ class Grpo(ReasoningModule):
             if not group.answers[slot].says_empty:
                 group.masks[slot, :height, :width] = (logits[:height, :width] > 0).cpu()
         has_mask = torch.tensor([a.valid and (draws or a.says_empty) for a, draws in zip(group.answers, group.draws)])
+        true_boxes = [item["boxes_norm"]] * size
+        binary = weights.detect_kind == "binary"
         group.rewards = {
             "format": format_rewards(group.texts),
-            "detect": detect_rewards(group.answers, [item["boxes_norm"]] * size, weights.match_iou),
+            "detect": binary_box_rewards(group.answers, true_boxes)
+            if binary
+            else detect_rewards(group.answers, true_boxes, weights.match_iou),
             "segment": segment_rewards(group.masks, truth, has_mask, weights.segment_kind, weights.giou_of),
             "faithful": faithful_rewards(group.answers, [item["facts"]] * size),
         }

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss, masks_to_boxes
 
@@ -49,6 +50,31 @@ def detect_rewards(answers: list[Answer], truth_norm: list[np.ndarray], threshol
             continue
         ious = match_boxes(answer.boxes_norm, truth)
         rewards.append(2 * float(ious[ious > threshold].sum()) / total)  # mean of n IoUs x F1 of 2 n / total
+    return torch.tensor(rewards, dtype=torch.float32)
+
+
+def binary_box_rewards(answers: list[Answer], truth_norm: list[np.ndarray]) -> Tensor:
+    """Seg-Zero's two box rewards (Liu et al. 2025), averaged to 0..1: of all boxes on the side that has more, the share
+    whose matched IoU is over 0.5, and the share whose corners are off by less than 10 of 840 pixels on average.
+
+    Args:
+        answers: Of the completions.
+        truth_norm: (M, 4) each, xyxy as shares of width and height.
+
+    Returns:
+        1 where nothing is there and the answer says so; 0 where boxes are missing on one side only.
+    """
+    rewards = []
+    for answer, truth in zip(answers, truth_norm):
+        boxes = answer.boxes_norm
+        most = max(len(boxes), len(truth))
+        if len(boxes) == 0 or len(truth) == 0:
+            rewards.append(float(most == 0 and answer.says_empty))
+            continue
+        overlaps = np.count_nonzero(match_boxes(boxes, truth) > 0.5)
+        distance = np.abs(boxes[:, None] - truth[None]).mean(2)
+        close = np.count_nonzero(distance[linear_sum_assignment(distance)] < 10 / 840)
+        rewards.append((overlaps + close) / (2 * most))
     return torch.tensor(rewards, dtype=torch.float32)
 
 

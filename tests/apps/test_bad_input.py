@@ -131,6 +131,8 @@ CASES = {
     "no such metric": (write("metrics.jsonl", '{"step": 0, "reward": 1}\n'), "curves . --metrics=rewrad", "rewrad"),
     "unknown command": (nothing, "fti", "no command 'fti'"),
     "unknown kind": (nothing, "data synthesize out --kind=hard", "'plain', 'reason', 'track'"),
+    "unknown source": (nothing, "data leave-out manifest.jsonl nowhere", "no record is of source 'nowhere'"),
+    "source is a path": (nothing, "data leave-out manifest.jsonl made --out=../a.jsonl", "not the name of a file"),
     "seed of the benchmark": (nothing, "data synthesize out --seed=1000", "kept for benchmarks"),
 }
 

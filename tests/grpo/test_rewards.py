@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lab.data.facts import Facts
 from lab.grpo.rewards import (
     area_giou,
+    binary_box_rewards,
     detect_rewards,
     dice_scores,
     faithful_rewards,
@@ -147,3 +148,16 @@ def test_ten_thousand_characters_and_boxes_outside_the_image():
     assert float(format_rewards([long])) == 1
     reward = detect_rewards([parse(long, 100)], [np.array([[0.9, 0.9, 1, 1]], np.float32)])
     assert 0 < float(reward) < 0.01
+
+
+def test_the_binary_box_reward_counts_hits_and_near_corners_by_halves():
+    truth = np.array([[0.2, 0.2, 0.4, 0.4]], np.float32)
+    far, loose = truth + 0.5, truth + np.array([[0.0, 0.0, 0.05, 0.05]], np.float32)
+    rewards = binary_box_rewards([answer(boxes) for boxes in (truth, loose, far)], [truth] * 3)
+    assert rewards.tolist() == [1, 0.5, 0]
+    two = binary_box_rewards([answer(np.vstack([truth, far]))], [truth])
+    assert two.tolist() == [0.5]  # a second box on nothing halves it
+    empty = binary_box_rewards(
+        [answer(np.zeros((0, 4), np.float32)), parse(render("x", "", [], 100), 100)], [truth[:0]] * 2
+    )
+    assert empty.tolist() == [0, 1]
