@@ -197,7 +197,16 @@ def curves(
     print(f"wrote {out}")
 
 
-def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: str = "see the run's config_fit.yaml"):
+def release(
+    checkpoint: Path,
+    folder: Path,
+    title: str = "CORE-Seg tiny",
+    data: str = "see the run's config_fit.yaml",
+    *,
+    evaluations: list[Path] | None = None,
+    mirrored: bool | None = None,
+    threshold: float | None = None,
+):
     """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
 
     Args:
@@ -205,10 +214,17 @@ def release(checkpoint: Path, folder: Path, title: str = "CORE-Seg tiny", data: 
         folder: Where to.
         title: Title of the model card.
         data: What the model was trained on, for the card.
+        evaluations: Folders that core-seg evaluate wrote about it, for the card.
+        mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
+        threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
     """
     from lab.model.release import core_seg_from_checkpoint, save_release
 
-    save_release(core_seg_from_checkpoint(checkpoint), folder, title, data)
+    model = core_seg_from_checkpoint(checkpoint)
+    model.config.mirrored = model.config.mirrored if mirrored is None else mirrored
+    model.config.threshold = model.config.threshold if threshold is None else threshold
+    found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
+    save_release(model, folder, title, data, evaluations=found)
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 

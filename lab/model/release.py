@@ -33,14 +33,20 @@ core-seg segment IMAGE --query "Locate and segment the polyp in this colon colon
 - Trained on: {data}
 - Terms: those of the strictest source of its training data: non-commercial, share alike.
 - Input: one RGB image, padded to {size} px, and an English query of the form above.
-"""
+- Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`,
+  boxes on a grid of {grid}, and the mask that the `<seg>` token prompts; or `No such lesion is found. The mask is empty.`
+- Limits: it knows the kinds of images that it was trained on, reads no other language, misses lesions of a few pixels,
+  and its reasoning is made of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
+{results}"""
 
 
 class ReleaseError(LabError):
     """A folder that is not a complete release of ours."""
 
 
-def save_release(model: CoreSeg, folder: Path | str, title: str, data: str, half: bool = True) -> None:
+def save_release(
+    model: CoreSeg, folder: Path | str, title: str, data: str, half: bool = True, evaluations: list[dict] | None = None
+) -> None:
     """Write `model.safetensors`, `config.json`, the tokenizer and `README.md` (the card).
 
     Args:
@@ -49,6 +55,7 @@ def save_release(model: CoreSeg, folder: Path | str, title: str, data: str, half
         title: Of the card.
         data: What the model was trained on, for the card.
         half: Store half precision; False keeps float32 and with it the last bits of every logit.
+        evaluations: What `core-seg evaluate` wrote of it, for the card.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,20 @@ def save_release(model: CoreSeg, folder: Path | str, title: str, data: str, half
     config = {"format": FORMAT, "core_seg": asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
-    size = model.config.segmenter.image_size
-    (folder / "README.md").write_text(CARD.format(title=title, data=data, size=size))
+    size, grid = model.config.segmenter.image_size, model.config.reasoner.grid
+    results = "".join(map(results_table, evaluations or ()))
+    (folder / "README.md").write_text(CARD.format(title=title, data=data, size=size, grid=grid, results=results))
+
+
+def results_table(evaluation: dict) -> str:
+    """An evaluation by source, for a card."""
+    lines = [f"\n## On the {evaluation['split']} split of {evaluation['manifest']}\n"]
+    lines += ["| source | n | mDice (95 %) | failure rate | faithful claims |", "|---|---|---|---|---|"]
+    for name, values in {"**all**": evaluation["overall"], **evaluation["by"]["source"]}.items():
+        low, high = values["mDice_ci"]
+        figures = f"{values['mDice']:.3f} ({low:.3f} to {high:.3f}) | {values['failure_rate']:.1%}"
+        lines.append(f"| {name} | {values['n']} | {figures} | {values.get('faithfulness', 0):.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def load_release(folder: Path | str) -> CoreSeg:

@@ -185,6 +185,14 @@ def test_a_query_cannot_smuggle_in_special_tokens(model):
     assert model.reasoner.seg_id not in ids and ids.count(model.reasoner.image_id) == model.reasoner.image_tokens
 
 
+def test_the_card_says_what_was_measured(model, tmp_path):
+    values = {"mDice": 0.5, "mDice_ci": [0.4, 0.6], "failure_rate": 0.1, "n": 9}
+    evaluation = {"manifest": "a/b.jsonl", "split": "test", "overall": values, "by": {"source": {"busi": values}}}
+    save_release(model, tmp_path, "t", "nothing", evaluations=[evaluation])
+    card = (tmp_path / "README.md").read_text()
+    assert "| busi | 9 | 0.500 (0.400 to 0.600) | 10.0% |" in card and "Not a medical device" in card
+
+
 def test_a_release_gives_identical_outputs(model, images, tmp_path):
     save_release(model, tmp_path, "t", "nothing", half=False)
     (before,), (after,) = (m.predict(images[:1], QUERIES[:1], 15) for m in (model, load_release(tmp_path)))

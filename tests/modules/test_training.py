@@ -116,3 +116,30 @@ def test_every_baseline_and_ablation_trains_and_answers(overlay, lesions, tmp_pa
     )
     text = "<think> - </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
     assert model.segment_text(model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment."]), [text])[0].has_mask
+
+
+def test_stage_1_goes_on_with_the_deep_layers_of_the_encoder(lesions, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, "first", steps=1)) == 0
+    start = "runs/first/checkpoints/last.ckpt"
+    part = f'[{{"manifest": "{lesions}", "per_batch": 4}}]'
+    arguments = [
+        "fit",
+        "-c",
+        str(ROOT / "configs" / "tiny" / "joint.yaml"),
+        "--name=joint",
+        "--trainer.accelerator=cpu",
+    ]
+    arguments += [f"--data.init_args.train={part}", f"--data.init_args.val={lesions}", "--data.init_args.num_workers=0"]
+    arguments += [f"--model.init_args.start={start}", "--model.init_args.max_new_tokens=8", "--trainer.max_steps=3"]
+    assert main([*arguments, "--model.init_args.cache=cache"]) == 2
+    assert "cannot be cached" in capsys.readouterr().err
+    assert main([*arguments, "--data.init_args.val_limit=2"]) == 0
+    before, after = (
+        core_seg_from_checkpoint(path).segmenter.image_encoder for path in (start, "runs/joint/checkpoints/last.ckpt")
+    )
+    statistics = [name for name, _ in before.named_buffers()]
+    assert statistics and all(torch.equal(before.get_buffer(name), after.get_buffer(name)) for name in statistics)
+    same = {name for name, value in before.named_parameters() if torch.equal(value, after.get_parameter(name))}
+    shallow = ("backbone.conv_stem", "backbone.bn1", "backbone.blocks.0.", "backbone.blocks.1.", "backbone.blocks.2.")
+    assert {name for name, _ in before.named_parameters() if name.startswith(shallow)} == same
