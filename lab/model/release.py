@@ -33,10 +33,11 @@ core-seg segment IMAGE --query "Locate and segment the polyp in this colon colon
 - Trained on: {data}
 - Terms: those of the strictest source of its training data: non-commercial, share alike.
 - Input: one RGB image, padded to {size} px, and an English query of the form above.
-- Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`,
-  boxes on a grid of {grid}, and the mask that the `<seg>` token prompts; or `No such lesion is found. The mask is empty.`
-- Limits: it knows the kinds of images that it was trained on, reads no other language, misses lesions of a few pixels,
-  and its reasoning is made of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
+- Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`
+  with boxes on a grid of {grid} and the mask that the `<seg>` token prompts, or
+  `<think> reasoning </think><answer>No such lesion is found. The mask is empty.</answer>`
+- Limits: it knows the kinds of images that it was trained on, reads English alone, misses lesions of a few pixels, and
+  its reasoning is of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
 {results}"""
 
 
