@@ -264,11 +264,9 @@ def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float
         others: and so many of the rest for each of them, evenly spread.
     """
     from lab.data.manifest import read_manifest
-    from lab.errors import LabError
     from lab.evaluation.compare import read_cases
 
-    if Path(out).name != out:
-        raise LabError(f"--out '{out}' is not the name of a file; it is written beside the manifest")
+    path = beside(manifest, out)
     dice = read_cases(evaluation).set_index("id").dice
     asked = [record.id for record in read_manifest(manifest) if record.id in dice]
     kept = {name for name in asked if dice[name] < below}
@@ -276,8 +274,8 @@ def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float
     wanted = min(len(rest), round(others * len(kept)))
     kept |= {rest[place * len(rest) // wanted] for place in range(wanted)}
     lines = [line for line in manifest.read_text().splitlines() if line and json.loads(line)["id"] in kept]
-    (manifest.parent / out).write_text("\n".join(lines) + "\n")
-    print(f"wrote {manifest.parent / out}: {len(lines)} of {len(asked)} records")
+    path.write_text("\n".join(lines) + "\n")
+    print(f"wrote {path}: {len(lines)} of {len(asked)} records")
 
 
 def leave_out(manifest: Path, source: str, out: str = ""):
@@ -293,18 +291,25 @@ def leave_out(manifest: Path, source: str, out: str = ""):
 
     if source not in (sources := sorted({record.source for record in read_manifest(manifest)})):
         raise LabError(f"{manifest}: no record is of source '{source}'; choose from {', '.join(sources)}")
-    out = out or f"without-{source}.jsonl"
-    if Path(out).name != out:
-        raise LabError(f"'{out}' is not the name of a file; it is written beside the manifest, give --out NAME")
+    path = beside(manifest, out or f"without-{source}.jsonl")
     lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
     kept = [
         line | {"split": "test" if line["source"] == source else line["split"]}
         for line in lines
         if line["source"] == source or line["split"] != "test"
     ]
-    (manifest.parent / out).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     tested = sum(line["split"] == "test" for line in kept)
-    print(f"wrote {manifest.parent / out}: {len(kept) - tested} records to train and choose on, {tested} to test on")
+    print(f"wrote {path}: {len(kept) - tested} records to train and choose on, {tested} to test on")
+
+
+def beside(manifest: Path, name: str) -> Path:
+    """A new file in the folder of a manifest, whose paths hold there."""
+    from lab.errors import LabError
+
+    if Path(name).name != name:
+        raise LabError(f"--out '{name}' is not the name of a file; it is written beside the manifest")
+    return manifest.parent / name
 
 
 def check(manifest: Path):

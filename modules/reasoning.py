@@ -2,19 +2,19 @@
 
 from collections import defaultdict
 
-import lightning as L
+import numpy as np
 import torch
 
 from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
 from lab.data.sample import Record, Sample
 from lab.errors import LabError
-from lab.evaluation.metrics import dice_iou
 from lab.model.core_seg import CoreSeg, Encoded, Prediction
 from modules.optimisation import adamw_warmup_cosine
+from modules.scored import ScoredModule
 
 
-class ReasoningModule(L.LightningModule):
+class ReasoningModule(ScoredModule):
     """A stage that trains CORE-Seg; the stage calls `hold` and keeps `views`, `max_new_tokens` and the optimiser's
     settings in its hyper-parameters."""
 
@@ -67,12 +67,6 @@ class ReasoningModule(L.LightningModule):
         self.log("train/encoded", float(len(missing)), on_step=True)
         return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
 
-    def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("val", sample)
-
-    def test_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("test", sample)
-
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:
         answer = self.ask(sample)
         return {"id": sample.record.id, "text": answer.text, "boxes": answer.boxes.tolist(), "mask": answer.mask}
@@ -81,13 +75,9 @@ class ReasoningModule(L.LightningModule):
         """The greedy answer to the record's query."""
         return self.core_seg.predict([sample.image], [sample.record.query], self.hparams.max_new_tokens)[0]
 
-    def log_scores(self, stage: str, sample: Sample) -> None:
-        """Dice, IoU and failure (Dice 0 or an invalid answer) of the greedy answer."""
+    def drawn(self, sample: Sample) -> np.ndarray | None:
         prediction = self.ask(sample)
-        dice, iou = dice_iou(prediction.mask, sample.mask) if prediction.has_mask else (0.0, 0.0)
-        scores = {"mDice": dice, "mIoU": iou, "failure_rate": float(dice == 0)}
-        named = {f"{stage}/{name}": score for name, score in scores.items()}
-        self.log_dict(named, prog_bar=True, batch_size=1, sync_dist=True)
+        return prediction.mask if prediction.has_mask else None
 
     def configure_optimizers(self) -> dict:
         h = self.hparams

@@ -2,19 +2,19 @@
 
 from dataclasses import asdict
 
-import lightning as L
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
 from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample, lesion_boxes
-from lab.evaluation.metrics import dice_iou
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
+from modules.scored import ScoredModule
 
 
-class SegmenterModule(L.LightningModule):
+class SegmenterModule(ScoredModule):
     """Box prompts in, masks out; DiceCE on the decoder's logits (MedSAM: Ma et al. 2024).
 
     Args:
@@ -75,19 +75,12 @@ class SegmenterModule(L.LightningModule):
         self.log("train/seg_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("val", sample)
-
-    def test_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("test", sample)
+    def drawn(self, sample: Sample) -> np.ndarray:
+        """The union of the masks in the true boxes."""
+        return self.segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))
 
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:
-        return {"id": sample.record.id, "mask": self.segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))}
-
-    def log_scores(self, stage: str, sample: Sample) -> None:
-        """Dice and IoU of the union of the masks in the true boxes."""
-        dice, iou = dice_iou(self.predict_step(sample, 0)["mask"], sample.mask)
-        self.log_dict({f"{stage}/mDice": dice, f"{stage}/mIoU": iou}, prog_bar=True, batch_size=1, sync_dist=True)
+        return {"id": sample.record.id, "mask": self.drawn(sample)}
 
     def configure_optimizers(self) -> dict:
         h = self.hparams

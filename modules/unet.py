@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-import lightning as L
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 from lab.baselines.unet import UNet, UNetConfig
 from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample
-from lab.evaluation.metrics import dice_iou
 from lab.model.release import load_model
 from modules.optimisation import adamw_warmup_cosine
+from modules.scored import ScoredModule
 
 
-class UNetModule(L.LightningModule):
+class UNetModule(ScoredModule):
     """Images in, masks out; what a record asks for is its target, though the U-Net cannot read it.
 
     Args:
@@ -60,21 +60,12 @@ class UNetModule(L.LightningModule):
         self.log("train/seg_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("val", sample)
-
-    def test_step(self, sample: Sample, batch_idx: int) -> None:
-        self.log_scores("test", sample)
+    def drawn(self, sample: Sample) -> np.ndarray:
+        (prediction,) = self.unet.predict([sample.image], [sample.record.query])
+        return prediction.mask
 
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:
-        (prediction,) = self.unet.predict([sample.image], [sample.record.query])
-        return {"id": sample.record.id, "mask": prediction.mask}
-
-    def log_scores(self, stage: str, sample: Sample) -> None:
-        """Dice, IoU and failure (Dice 0)."""
-        dice, iou = dice_iou(self.predict_step(sample, 0)["mask"], sample.mask)
-        scores = {f"{stage}/mDice": dice, f"{stage}/mIoU": iou, f"{stage}/failure_rate": float(dice == 0)}
-        self.log_dict(scores, prog_bar=True, batch_size=1, sync_dist=True)
+        return {"id": sample.record.id, "mask": self.drawn(sample)}
 
     def configure_optimizers(self) -> dict:
         h, net = self.hparams, self.unet

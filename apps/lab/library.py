@@ -100,8 +100,8 @@ class Library:
                 str(v) for k, v in read_config(run).items() if k.endswith(".manifest") or k.endswith("init_args.val")
             }
             there = [path for path in sorted(named) if Path(path).is_file()]
-            self._records_of[run] = {r.id: r for path in there for r in read_manifest(path)}
-        return self._records_of[run] | self.records
+            self._records_of[run] = {r.id: r for path in there for r in read_manifest(path)} | self.records
+        return self._records_of[run]
 
     def run_folders(self) -> dict[str, Path]:
         """Name to folder of every run that has logged something, the newest first."""

@@ -92,7 +92,7 @@ def completion_card(row: dict, sample: Sample | None) -> str:
 def build(library: Library) -> gr.Dropdown:
     """The tab; returns the choice of a run."""
 
-    def sample_of(run: Path, row: dict) -> Sample | None:
+    def sample_of(run: Path, row: dict | pd.Series) -> Sample | None:
         record = library.records_of(run).get(row["id"])
         return view(load_sample(record), int(row.get("view", 0))) if record else None
 
@@ -116,7 +116,8 @@ def build(library: Library) -> gr.Dropdown:
         parts = []
         for group in groups:
             first = group.iloc[0]
-            cards = "".join(completion_card(row, sample_of(run, row)) for row in group.to_dict("records"))
+            sample = sample_of(run, first)
+            cards = "".join(completion_card(row, sample) for row in group.to_dict("records"))
             parts.append(
                 f'<div class="group"><h4>{views.html.escape(first.query)} <small>{views.html.escape(first.id)}: mean '
                 f"reward {group.reward.mean():.2f}, spread {group.reward.std():.2f}</small></h4>"

@@ -14,7 +14,7 @@ from lab.data.dataset import model_pixels
 from lab.data.images import Frame
 from lab.model.answer import Answer
 from lab.model.core_seg import Prediction
-from lab.model.release import ReleaseError, from_plain, part, read_checkpoint
+from lab.model.release import module_from_checkpoint
 from lab.model.segmenter import normalise
 
 
@@ -81,9 +81,5 @@ def unet_from_checkpoint(path: Path | str) -> UNet:
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
-    checkpoint = read_checkpoint(path)
-    if "unet" not in checkpoint["hyper_parameters"]:
-        raise ReleaseError(f"checkpoint '{path}' holds no U-Net; give one of modules.unet.UNetModule")
-    unet = UNet(from_plain(UNetConfig, checkpoint["hyper_parameters"]["unet"], f"checkpoint '{path}'"))
-    unet.load_state_dict(part(checkpoint, "unet."))
-    return unet.eval()
+    problem = "holds no U-Net; give one of modules.unet.UNetModule"
+    return module_from_checkpoint(path, "unet", UNet, UNetConfig, problem)

@@ -161,12 +161,8 @@ def core_seg_from_checkpoint(path: Path | str) -> CoreSeg:
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
-    checkpoint = read_checkpoint(path)
-    if "core_seg" not in checkpoint["hyper_parameters"]:
-        raise ReleaseError(f"checkpoint '{path}' holds no CORE-Seg model (is it of stage 0?); give one of stage 1")
-    model = CoreSeg(from_plain(CoreSegConfig, checkpoint["hyper_parameters"]["core_seg"], f"checkpoint '{path}'"))
-    model.load_state_dict(part(checkpoint, "core_seg."))
-    return model.eval()
+    problem = "holds no CORE-Seg model (is it of stage 0?); give one of stage 1"
+    return module_from_checkpoint(path, "core_seg", CoreSeg, CoreSegConfig, problem)
 
 
 def load_model(path: Path | str) -> CoreSeg:
@@ -184,13 +180,29 @@ def segmenter_from_checkpoint(path: Path | str) -> Segmenter:
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
+    problem = "is not of stage 0; give runs/<stage 0>/checkpoints/best.ckpt"
+    return module_from_checkpoint(path, "segmenter", Segmenter, SegmenterConfig, problem)
+
+
+def module_from_checkpoint(path: Path | str, name: str, kind: type, config: type, problem: str) -> Any:
+    """A part of a checkpoint of your own, ready for inference.
+
+    Args:
+        path: The checkpoint.
+        name: Of the part in the LightningModule and of its configuration in the hyper-parameters.
+        kind: What is built.
+        config: What it is built from.
+        problem: Said of a checkpoint without that part.
+
+    Raises:
+        ReleaseError: No such file, or not such a checkpoint.
+    """
     checkpoint = read_checkpoint(path)
-    if "segmenter" not in checkpoint["hyper_parameters"]:
-        raise ReleaseError(f"checkpoint '{path}' is not of stage 0; give runs/<stage 0>/checkpoints/best.ckpt")
-    values = checkpoint["hyper_parameters"]["segmenter"]
-    segmenter = Segmenter(from_plain(SegmenterConfig, values, f"checkpoint '{path}'"))
-    segmenter.load_state_dict(part(checkpoint, "segmenter."))
-    return segmenter.eval()
+    if name not in checkpoint["hyper_parameters"]:
+        raise ReleaseError(f"checkpoint '{path}' {problem}")
+    module = kind(from_plain(config, checkpoint["hyper_parameters"][name], f"checkpoint '{path}'"))
+    module.load_state_dict(part(checkpoint, f"{name}."))
+    return module.eval()
 
 
 def read_checkpoint(path: Path | str) -> dict:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 from apps.cli import main
 from apps.lab.library import Library
@@ -40,8 +41,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
