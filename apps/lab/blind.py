@@ -35,7 +35,7 @@ def win_rates(votes: list[dict]) -> pd.DataFrame:
             low, high = binomtest(wins, len(winners)).proportion_ci(method="wilson")
             row["A's share (95 %)"] = f"{wins / len(winners):.0%} ({low:.0%} to {high:.0%})"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["A", "B", "A won", "B won", "tie", "both bad", "A's share (95 %)"])
 
 
 def read_votes(path: Path) -> list[dict]:
