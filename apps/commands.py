@@ -45,10 +45,10 @@ def segment(image: Path, *, release: Path, query: str = "Locate and segment the 
 
     from lab.data.images import read_image
     from lab.evaluation.report import contoured
-    from lab.model.release import load_release
+    from lab.model.release import load_model
 
     pixels = read_image(image)
-    (prediction,) = load_release(release).predict([pixels], [query])
+    (prediction,) = load_model(release).predict([pixels], [query])
     out.mkdir(parents=True, exist_ok=True)
     overlay = contoured(pixels, None, prediction.mask)
     for x1, y1, x2, y2 in prediction.boxes.round().astype(int).tolist():
@@ -58,6 +58,7 @@ def segment(image: Path, *, release: Path, query: str = "Locate and segment the 
     result = {
         "query": query,
         "text": prediction.text,
+        "draft": prediction.draft,
         "valid": prediction.answer.valid,
         "problem": prediction.answer.problem,
         "reasoning": prediction.answer.reasoning,
@@ -96,7 +97,8 @@ def evaluate(
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
     from lab.evaluation.run import evaluate_boxes, load_sample
-    from lab.model.release import load_model, read_checkpoint, segmenter_from_checkpoint
+    from lab.model.release import load_any, read_checkpoint
+    from lab.model.segmenter import Segmenter
 
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
@@ -108,40 +110,31 @@ def evaluate(
         "manifest": "/".join(manifest.parts[-2:]),
         "split": split,
     } | machine()
-    kind = read_checkpoint(model)["hyper_parameters"] if model.suffix == ".ckpt" else {}
-    if "unet" in kind:
-        unet = unet_from_checkpoint(model)
-        frame = ask(unet.predict, records, 0).drop(columns=["box_f1", "claims", "claims_true"])
-        summary = about | summarise(frame)
-
-        def mask_of(record, query):
-            return unet.predict([load_sample(record).image], [query])[0].mask
-    elif "segmenter" in kind:
-        segmenter = segmenter_from_checkpoint(model)
-        frame = evaluate_boxes(segmenter, records)
-        summary = about | summarise(frame)
-
-        def mask_of(record, query):
-            sample = load_sample(record)
-            return segmenter.segment_boxes(sample.image, lesion_boxes(sample.mask))
+    is_unet = model.suffix == ".ckpt" and "unet" in read_checkpoint(model)["hyper_parameters"]
+    asked = unet_from_checkpoint(model) if is_unet else load_any(model)
+    if isinstance(asked, Segmenter):
+        frame = evaluate_boxes(asked, records)
+    elif is_unet:
+        frame = ask(asked.predict, records, 0).drop(columns=["box_f1", "claims"])
     else:
-        core_seg = load_model(model)
-        boxes = core_seg.config.reasoner.max_boxes
-        frame = ask(core_seg.predict, records, boxes)
-        frame["influence"] = frame.id.map(reasoning_influence(core_seg, records, frame.text))
-        summary = about | summarise(frame)
-        if swapped:
-            other = ask(core_seg.predict, records, boxes, swapped=True)
-            if other.empty:
-                raise LabError(
-                    f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it"
-                )
-            gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
-            summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
-            summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap)}
+        frame = ask(asked.predict, records, asked.config.reasoner.max_boxes)
+        frame["influence"] = frame.id.map(reasoning_influence(asked, records, frame.text))
+    summary = about | summarise(frame)
+    if swapped:
+        if isinstance(asked, Segmenter):
+            raise LabError(f"'{model}' is of stage 0 and is asked nothing; drop --swapped")
+        other = ask(asked.predict, records, 0, swapped=True)
+        if other.empty:
+            raise LabError(f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it")
+        gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
+        summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
+        summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap)}
 
-        def mask_of(record, query):
-            return core_seg.predict([load_sample(record).image], [query])[0].mask
+    def mask_of(record, query):
+        sample = load_sample(record)
+        if isinstance(asked, Segmenter):
+            return asked.segment_boxes(sample.image, lesion_boxes(sample.mask))
+        return asked.predict([sample.image], [query])[0].mask
 
     write_report(out, summary, frame)
     draw_cases(out / "cases.png", frame, records, mask_of)
@@ -206,23 +199,30 @@ def release(
     evaluations: list[Path] | None = None,
     mirrored: bool | None = None,
     threshold: float | None = None,
+    corroborate: bool | None = None,
 ):
     """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
 
     Args:
-        checkpoint: checkpoints/best.ckpt of a stage-1 run.
+        checkpoint: checkpoints/last.ckpt of a run, or a release, to be written anew.
         folder: Where to.
         title: Title of the model card.
         data: What the model was trained on, for the card.
         evaluations: Folders that core-seg evaluate wrote about it, for the card.
         mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
         threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
+        corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
     """
-    from lab.model.release import core_seg_from_checkpoint, save_release
+    from lab.errors import LabError
+    from lab.model.release import load_any, save_release
+    from lab.model.segmenter import Segmenter
 
-    model = core_seg_from_checkpoint(checkpoint)
-    model.config.mirrored = model.config.mirrored if mirrored is None else mirrored
-    model.config.threshold = model.config.threshold if threshold is None else threshold
+    model = load_any(checkpoint)
+    chosen = {"mirrored": mirrored, "threshold": threshold, "corroborate": corroborate}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(model, Segmenter) and chosen:
+        raise LabError(f"--{next(iter(chosen))} is of stage 1 and 2, but '{checkpoint}' is of stage 0; drop it")
+    vars(model.config).update(chosen)
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
     save_release(model, folder, title, data, evaluations=found)
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")

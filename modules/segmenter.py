@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample, lesion_boxes
+from lab.errors import LabError
+from lab.model.release import load_segmenter
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
 from modules.scored import ScoredModule
@@ -18,8 +20,10 @@ class SegmenterModule(ScoredModule):
     """Box prompts in, masks out; DiceCE on the decoder's logits (MedSAM: Ma et al. 2024).
 
     Args:
-        segmenter: What to build; see `SegmenterConfig`.
+        segmenter: What to build; see `SegmenterConfig`. None takes that of `start`.
+        start: Release, of whichever stage, or checkpoint of stage 0, whose segmenter training goes on from.
         learning_rate: Peak rate of AdamW.
+        encoder_learning_rate: The same for the image encoder; 0 freezes it.
         weight_decay: AdamW's decay.
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
@@ -33,8 +37,10 @@ class SegmenterModule(ScoredModule):
 
     def __init__(
         self,
-        segmenter: SegmenterConfig,
+        segmenter: SegmenterConfig | None = None,
+        start: str | None = None,
         learning_rate: float = 1e-3,
+        encoder_learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         total_steps: int = 2000,
@@ -44,28 +50,28 @@ class SegmenterModule(ScoredModule):
         augmentation: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            {
-                "segmenter": asdict(segmenter),
-                "learning_rate": learning_rate,
-                "weight_decay": weight_decay,
-                "warmup_steps": warmup_steps,
-                "total_steps": total_steps,
-                "bf16_encoder": bf16_encoder,
-                "box_jitter": box_jitter,
-                "whole_image": whole_image,
-                "augmentation": augmentation,
-            }
-        )
-        self.segmenter = Segmenter(segmenter)
-        self.segmenter.load_pretrained()
-        self.segmenter.to(memory_format=torch.channels_last)
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "segmenter", "__class__")}
+        if (segmenter is None) == (start is None):
+            raise LabError("stage 0 either builds a segmenter or goes on from one; give one of segmenter and start")
+        self.segmenter = load_segmenter(start) if start else Segmenter(segmenter)
+        self.save_hyperparameters({"segmenter": asdict(self.segmenter.config), **arguments})
+        if start is None:
+            self.segmenter.load_pretrained()
+        self.segmenter.train().to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
+        if encoder_learning_rate == 0:
+            self.segmenter.image_encoder.requires_grad_(False)
 
     def training_data(self, records: list[Record]) -> BoxPromptDataset:
         size, h = self.segmenter.config, self.hparams
         mask_size = 4 * size.embedding_size
         return BoxPromptDataset(records, size.image_size, mask_size, h.box_jitter, h.whole_image, h.augmentation)
+
+    def train(self, mode: bool = True) -> "SegmenterModule":
+        """As `nn.Module.train`, but a frozen encoder keeps its statistics."""
+        super().train(mode)
+        self.segmenter.image_encoder.train(mode and self.hparams.encoder_learning_rate > 0)
+        return self
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16_encoder):
@@ -84,5 +90,7 @@ class SegmenterModule(ScoredModule):
 
     def configure_optimizers(self) -> dict:
         h = self.hparams
-        parts = [(self.parameters(), h.learning_rate)]
+        encoder = self.segmenter.image_encoder
+        rest = [*self.segmenter.prompt_encoder.parameters(), *self.segmenter.mask_decoder.parameters()]
+        parts = [(encoder.parameters(), h.encoder_learning_rate), (rest, h.learning_rate)]
         return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)

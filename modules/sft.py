@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
-from lab.model.release import load_model, segmenter_from_checkpoint
+from lab.model.release import load_model, load_segmenter
 from modules.reasoning import ReasoningModule
 
 
@@ -22,7 +22,7 @@ class Sft(ReasoningModule):
     Args:
         core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
         start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
-        segmenter_checkpoint: Checkpoint of stage 0; None keeps the segmenter's own weights.
+        segmenter_checkpoint: Checkpoint or release of stage 0; None keeps the segmenter's own weights.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         reasoning: False has "-" written in place of the reasoning (an ablation).
@@ -84,7 +84,7 @@ class Sft(ReasoningModule):
         model = load_model(start) if start else CoreSeg(core_seg)
         self.save_hyperparameters({"core_seg": asdict(model.config), **arguments})
         if segmenter_checkpoint is not None:
-            model.segmenter.load_state_dict(segmenter_from_checkpoint(segmenter_checkpoint).state_dict())
+            model.segmenter.load_state_dict(load_segmenter(segmenter_checkpoint).state_dict())
         elif start is None:
             model.segmenter.load_pretrained()
         self.hold(model, cache, encoder_learning_rate > 0)

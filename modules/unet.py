@@ -10,7 +10,7 @@ from torch import Tensor
 from lab.baselines.unet import UNet, UNetConfig
 from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample
-from lab.model.release import load_model
+from lab.model.release import load_segmenter
 from modules.optimisation import adamw_warmup_cosine
 from modules.scored import ScoredModule
 
@@ -20,7 +20,7 @@ class UNetModule(ScoredModule):
 
     Args:
         unet: What to build; see `UNetConfig`.
-        encoder: Release or checkpoint of CORE-Seg whose image encoder it starts from, so that both have seen the same.
+        encoder: Release or checkpoint of any stage, whose image encoder it starts from, so that all saw the same.
         learning_rate: Peak rate of AdamW.
         encoder_learning_rate: The same for the encoder.
         weight_decay: AdamW's decay.
@@ -47,7 +47,7 @@ class UNetModule(ScoredModule):
         self.save_hyperparameters({"unet": asdict(unet), **arguments})
         self.unet = UNet(unet)
         if encoder is not None:
-            self.unet.backbone.load_state_dict(load_model(encoder).segmenter.image_encoder.backbone.state_dict())
+            self.unet.backbone.load_state_dict(load_segmenter(encoder).image_encoder.backbone.state_dict())
         self.unet.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
 

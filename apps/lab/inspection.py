@@ -22,7 +22,7 @@ from lab.data.images import ImageError, image_size, load_sample
 from lab.data.scans import Scan, open_scan
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
-from lab.model.core_seg import CoreSeg, Scene
+from lab.model.core_seg import CoreSeg, Prediction, Scene
 from lab.model.decoding import Sampling
 
 COLUMNS = 4
@@ -120,15 +120,15 @@ def window_of(centre: float | None, width: float | None) -> tuple[float, float] 
     return centre - abs(width) / 2, centre + abs(width) / 2
 
 
-def answered(model: CoreSeg, name: str, scene: Scene, text: str, result: Result, truth, facts) -> views.Shown:
-    """Boxes, mask, attention and scores of a finished or edited answer."""
-    (prediction,) = model.segment_text(scene, [text])
+def answered(model: CoreSeg, name: str, scene: Scene, said: list[Prediction], result: Result, truth, facts):
+    """Boxes, mask, attention and scores of a finished or edited answer, the only one of `said`."""
+    (prediction,) = said
     boxes = model.config.reasoner.max_boxes
     first = next(iter(result.shown.values()), None)
     return views.Shown(
         name=name,
         prediction=prediction,
-        attention=model.attention(scene, [text])[0],
+        attention=model.attention(scene, [prediction.text])[0],
         truth=truth,
         facts=facts,
         max_boxes=boxes,
@@ -140,7 +140,7 @@ def answered(model: CoreSeg, name: str, scene: Scene, text: str, result: Result,
 def column(shown: views.Shown, image: np.ndarray) -> tuple[str, str]:
     """HTML of an answer: its text with state and figures, and its viewer."""
     text = views.reasoning(shown.prediction.text, shown.facts)
-    said = f"<h3>{shown.name}</h3>" + views.state(shown.prediction) + text
+    said = f"<h3>{shown.name}</h3>" + views.state(shown.prediction) + text + views.draft(shown.prediction)
     return said + views.figures(shown.prediction, shown.scores), views.viewer(image, shown, shown.name)
 
 
@@ -248,11 +248,12 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
                     shown_at = time.perf_counter()
                     yield begun | {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
                     begun = {}
-            shown = answered(model, name, scene, text, result, truth, facts)
+            said = model.conclude(scene, [model.reasoner.completion_ids(text)])
+            shown = answered(model, name, scene, said, result, truth, facts)
             shown.prediction.seconds = time.perf_counter() - start
             result.shown[name], result.scenes[name] = shown, scene
             said, seen = column(shown, image)
-            done |= {texts[number]: said, pictures[number]: seen, edited: text}
+            done |= {texts[number]: said, pictures[number]: seen, edited: shown.prediction.text}
             yield done
 
     def text_of(key: str, name: str | None) -> str:
@@ -268,7 +269,9 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
         before = result.shown[name]
         start = time.perf_counter()
-        after = answered(library.model(name), name, result.scenes[name], text, result, before.truth, before.facts)
+        model, scene = library.model(name), result.scenes[name]
+        said = model.segment_text(scene, [text])
+        after = answered(model, name, scene, said, result, before.truth, before.facts)
         after.prediction.seconds, after.other = time.perf_counter() - start, before.prediction.mask
         same = dice_iou(before.prediction.mask, after.prediction.mask)[0]
         areas = f"{before.prediction.mask.mean():.1%} to {after.prediction.mask.mean():.1%}"
@@ -285,14 +288,15 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         model, shown = library.model(name), result.shown[name]
         texts = model.sample(result.scenes[name], int(count), Sampling(max(0.05, temperature), seed=int(seed)))
         cards = []
-        for text in texts:
-            (said,) = model.segment_text(result.scenes[name], [text])
+        for draft in texts:
+            (said,) = model.conclude(result.scenes[name], [model.reasoner.completion_ids(draft)])
             scores = views.score(said, shown.truth, shown.max_boxes) if shown.truth is not None else {}
             picture = contoured(result.image, shown.truth, said.mask)
             dice = f"Dice {scores['Dice']:.3f}" if scores else f"area {said.mask.mean():.1%}"
+            text = views.reasoning(said.text, shown.facts)
             cards.append(
                 f'<div class="completion"><img src="{views.data_uri(picture)}" alt="{dice}"><b>{dice}</b>'
-                f"{views.state(said)}<details><summary>answer</summary>{views.reasoning(text, shown.facts)}</details>"
+                f"{views.state(said)}<details><summary>answer</summary>{text}</details>"
                 "</div>"
             )
         return f'<div class="completions">{"".join(cards)}</div>'

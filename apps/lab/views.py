@@ -154,6 +154,14 @@ def reasoning(text: str, facts: Facts | None = None) -> str:
     return f'<div class="reasoning">{" ".join(parts)}</div>'
 
 
+def draft(prediction: Prediction) -> str:
+    """What became of the model's own words when its mask was measured; empty where nothing did."""
+    if not prediction.draft:
+        return ""
+    summary = "the draft, before it was read again beside its mask"
+    return f"<details><summary>{summary}</summary>{changes(prediction.draft, prediction.text)}</details>"
+
+
 def verdict(claim, facts: Facts | None) -> str:
     """`confirmed`, `refuted` or `unchecked`."""
     if facts is None:

@@ -81,5 +81,4 @@ def unet_from_checkpoint(path: Path | str) -> UNet:
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
-    problem = "holds no U-Net; give one of modules.unet.UNetModule"
-    return module_from_checkpoint(path, "unet", UNet, UNetConfig, problem)
+    return module_from_checkpoint(path, "unet", UNet, UNetConfig)

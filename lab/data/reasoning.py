@@ -78,6 +78,22 @@ def _pick(phrasings: tuple[str, ...], rng: np.random.Generator) -> str:
     return phrasings[rng.integers(len(phrasings))]
 
 
+def write_claims(claims: dict[str, str]) -> list[str]:
+    """Sentences that claim some of the facts, one phrasing each; of what is not given, nothing is said."""
+    article = "A" if "size" in claims else "An"
+    finding = " ".join([article, *([claims["size"]] if "size" in claims else []), "area"])
+    finding += f" at the {claims['location']}" if "location" in claims else ""
+    finding += " departs from it" + (f": {CONTRAST[claims['contrast']]}." if "contrast" in claims else ".")
+    outline = {name: claims[name] for name in ("shape", "margin") if name in claims}
+    outlines = {
+        ("shape", "margin"): "Its outline is {shape} and its margin {margin}.",
+        ("shape",): "Its outline is {shape}.",
+        ("margin",): "Its margin is {margin}.",
+    }
+    count = [COUNT[claims["count"]]] if "count" in claims else []
+    return [finding, *([outlines[tuple(outline)].format(**outline)] if outline else []), *count]
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a reasoning says of one fact, and where: `text[start:end]`."""

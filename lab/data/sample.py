@@ -39,6 +39,19 @@ class Sample:
     mask: np.ndarray
 
 
+SPECK_SHARE = 0.02
+"""Of the largest component's area, below which another is no lesion; chosen on `val`."""
+
+
+def without_specks(mask: np.ndarray) -> np.ndarray:
+    """A drawn mask (H, W) bool without the 8-connected components that are specks beside the largest one."""
+    total, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA]
+    kept = area >= SPECK_SHARE * area[1:].max(initial=0)
+    kept[0] = False
+    return kept[labels]
+
+
 def lesion_boxes(mask: np.ndarray, limit: int | None = None) -> np.ndarray:
     """Boxes of the 8-connected components of a mask, largest area first.
 

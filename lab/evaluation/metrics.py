@@ -104,8 +104,8 @@ def summarise(frame: pd.DataFrame) -> dict:
 
     Args:
         frame: One row an image: `dice`, `failed`, `source`, `modality`, `anatomy`, those of `MEANS` that there are
-            and, where there is text, `box_f1`, `claims`, `claims_true`, `influence`. Box F1 is None where boxes were
-            given, not named.
+            and, where there is text, `box_f1`, `claims`, `claims_true`, `drafted`, `drafted_true`, `influence`. Box F1
+            is None where boxes were given, not named.
     """
     by = {
         key: {name: _summary(group) for name, group in frame.groupby(key)} for key in ("source", "modality", "anatomy")
@@ -123,6 +123,8 @@ def _summary(frame: pd.DataFrame) -> dict:
     summary |= {name: round(float(frame[column].mean()), 4) for name, column in MEANS.items() if column in frame}
     if "claims" in frame:
         summary["faithfulness"] = round(float(frame.claims_true.sum() / max(1, frame.claims.sum())), 4)
+        summary["claims_per_answer"] = round(float(frame.claims.mean()), 2)
+        summary["draft_faithfulness"] = round(float(frame.drafted_true.sum() / max(1, frame.drafted.sum())), 4)
     if "influence" in frame and (moved := frame.influence.dropna().to_numpy(float)).size:
         summary |= {"influence": round(float(moved.mean()), 4), "influence_ci": bootstrap_interval(moved)}
     return summary | {"n": len(frame)}

@@ -31,7 +31,8 @@ def evaluate(predict: Predict, records: list[Record], max_boxes: int, swapped: b
 
     Returns:
         A frame with one row a record: `id`, `source`, `modality`, `anatomy`, `query`, `text`, `problem`, those of
-        `mask_scores`, `failed`, `calibration_error`, `box_f1`, `claims`, `claims_true` and `seconds`.
+        `mask_scores`, `failed`, `calibration_error`, `box_f1`, `claims`, `claims_true`, the same of the draft
+        as `drafted` and `drafted_true`, and `seconds`.
     """
     asked = partners(records) if swapped else [(record, record.query) for record in records]
     rows = []
@@ -67,8 +68,9 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
     scores = mask_scores(prediction.mask, sample.mask)
     if not prediction.has_mask:
         scores = dict.fromkeys(scores, 0.0) | {"hd95": float(np.hypot(*sample.mask.shape))}
-    claims = parse_claims(prediction.answer.reasoning)
-    checked = check_claims(claims, measure(sample.image, sample.mask))
+    facts = measure(sample.image, sample.mask)
+    checked = check_claims(parse_claims(prediction.answer.reasoning), facts)
+    drafted = check_claims(parse_claims(prediction.draft or prediction.answer.reasoning), facts)
     return about(sample.record) | {
         "query": query,
         "text": prediction.text,
@@ -79,6 +81,8 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
         "box_f1": box_f1(prediction.boxes, lesion_boxes(sample.mask, max_boxes)),
         "claims": len(checked),
         "claims_true": sum(checked.values()),
+        "drafted": len(drafted),
+        "drafted_true": sum(drafted.values()),
         "seconds": round(prediction.seconds, 4),
     }
 

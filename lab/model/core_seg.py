@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
 from lab.data.reasoning import mirror
+from lab.data.sample import without_specks
 from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, adapter_for
 from lab.model.answer import Answer, mirrored, parse
+from lab.model.corroboration import corroborated
 from lab.model.decoding import Sampling, collect
 from lab.model.qwen import reasoner_for
 from lab.model.reasoner import GREEDY, ReasonerConfig, pad
@@ -34,6 +36,8 @@ class CoreSegConfig:
     """Segment the mirror image too, from the mirrored answer, and average (test-time flip); training does not."""
     threshold: float = 0.5
     """Probability above which a pixel is lesion."""
+    corroborate: bool = False
+    """Read each answer again beside the mask that it drew, see `lab.model.corroboration`; training does not."""
 
 
 class Encoded(NamedTuple):
@@ -90,6 +94,8 @@ class Prediction:
     """A mask was drawn or declared empty; False for an answer that is invalid or lacks its `<seg>`."""
     seconds: float
     tokens: int
+    draft: str = ""
+    """What the model wrote before `CoreSegConfig.corroborate` changed it; empty where it did not."""
 
 
 class CoreSeg(nn.Module):
@@ -211,7 +217,28 @@ class CoreSeg(nn.Module):
         start = time.perf_counter()
         scene = self.open(images, queries)
         completions = self.reasoner.generate(scene.prompts, self.see(scene.encoded), max_new_tokens, sampling)
-        return self._segment(scene, completions, start)
+        return self.conclude(scene, completions, start)
+
+    @torch.no_grad()
+    def conclude(self, scene: Scene, completions: list[list[int]], start: float | None = None) -> list[Prediction]:
+        """Segment from what the model wrote, read again beside its mask where the configuration says so.
+
+        Args:
+            scene: What was asked about.
+            completions: Tokens, one row a query.
+            start: `time.perf_counter()` when the work began; None is now.
+        """
+        start = time.perf_counter() if start is None else start
+        predictions = self._segment(scene, completions, start)
+        if not self.config.corroborate:
+            return predictions
+        limit, grid = self.config.reasoner.max_boxes, self.config.reasoner.grid
+        pairs = zip(predictions, scene.images)
+        texts = [corroborated(drawn.text, image, drawn.mask, grid, limit) for drawn, image in pairs]
+        final = self._segment(scene, [self.reasoner.completion_ids(text) for text in texts], start)
+        for prediction, drawn in zip(final, predictions):
+            prediction.draft = drawn.text if drawn.text != prediction.text else ""
+        return final
 
     @torch.no_grad()
     def open(self, images: list[np.ndarray], queries: list[str]) -> Scene:
@@ -222,7 +249,7 @@ class CoreSeg(nn.Module):
 
     @torch.no_grad()
     def segment_text(self, scene: Scene, texts: list[str]) -> list[Prediction]:
-        """Segment from given answers, as if the model had written them."""
+        """Segment from given answers, to the word."""
         completions = [self.reasoner.completion_ids(text) for text in texts]
         return self._segment(scene, completions, time.perf_counter())
 
@@ -277,7 +304,7 @@ class CoreSeg(nn.Module):
                     text=text,
                     answer=answer,
                     boxes=answer.boxes_norm * np.array([width, height] * 2, np.float32),
-                    mask=probability > self.config.threshold,
+                    mask=without_specks(probability > self.config.threshold),
                     probability=probability,
                     has_mask=answer.valid and (draws or answer.says_empty),
                     seconds=seconds,

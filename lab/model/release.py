@@ -14,7 +14,7 @@ from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.segmenter import Segmenter, SegmenterConfig
 
 FORMAT = "core-seg-release-1"
-CARD = """\
+HEADER = """\
 ---
 library_name: core-seg-lab
 pipeline_tag: image-segmentation
@@ -22,23 +22,36 @@ license: cc-by-nc-sa-4.0
 ---
 # {title}
 
-A model of the CORE-Seg lab (after arXiv 2603.05911): it reasons, names boxes and segments the lesion that is asked for.
-
 **Research use only. Not a medical device.** It is wrong often enough to matter; see its evaluation.
+
+- Trained on: {data}
+- Terms: those of the strictest source of its training data: non-commercial, share alike.
+"""
+CARD = """
+A model of the CORE-Seg lab (after arXiv 2603.05911): it reasons, names boxes and segments the lesion that is asked for.
 
 ```
 core-seg segment IMAGE --query "Locate and segment the polyp in this colon colonoscopy." --release DIR --out out/
 ```
 
-- Trained on: {data}
-- Terms: those of the strictest source of its training data: non-commercial, share alike.
 - Input: one RGB image, padded to {size} px, and an English query of the form above.
 - Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`
   with boxes on a grid of {grid} and the mask that the `<seg>` token prompts, or
   `<think> reasoning </think><answer>No such lesion is found. The mask is empty.</answer>`
 - Limits: it knows the kinds of images that it was trained on, reads English alone, misses lesions of a few pixels, and
   its reasoning is of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
-{results}"""
+"""
+CORROBORATED = """\
+- Every answer is read again beside the mask that its draft drew: claims that the mask does not confirm are left out,
+  and the boxes are those of the mask (`corroborate`).
+"""
+SEGMENTER_CARD = """
+Stage 0 of the CORE-Seg lab (after arXiv 2603.05911): a small SAM that segments what is in a box, as MedSAM does; what
+stage 1 starts from (`--model.init_args.segmenter_checkpoint DIR`).
+
+- Input: one RGB image, padded to {size} px, and boxes. Output: their masks.
+- Limits: it knows the kinds of images that it was trained on, and fills the box that it is given, right or wrong.
+"""
 
 
 class ReleaseError(LabError):
@@ -46,12 +59,17 @@ class ReleaseError(LabError):
 
 
 def save_release(
-    model: CoreSeg, folder: Path | str, title: str, data: str, half: bool = True, evaluations: list[dict] | None = None
+    model: CoreSeg | Segmenter,
+    folder: Path | str,
+    title: str,
+    data: str,
+    half: bool = True,
+    evaluations: list[dict] | None = None,
 ) -> None:
     """Write `model.safetensors`, `config.json`, the tokenizer and `README.md` (the card).
 
     Args:
-        model: Of any preset.
+        model: Of any preset, or the segmenter of stage 0, which has no tokenizer.
         folder: Made when absent; its release files are replaced.
         title: Of the card.
         data: What the model was trained on, for the card.
@@ -66,27 +84,33 @@ def save_release(
     if half:
         state = {name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()}
     save_file(state, folder / "model.safetensors")
-    config = {"format": FORMAT, "core_seg": asdict(model.config)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
-    size, grid = model.config.segmenter.image_size, model.config.reasoner.grid
-    results = "".join(map(results_table, evaluations or ()))
-    (folder / "README.md").write_text(CARD.format(title=title, data=data, size=size, grid=grid, results=results))
+    card = HEADER.format(title=title, data=data)
+    if isinstance(model, Segmenter):
+        config = {"segmenter": asdict(model.config)}
+        card += SEGMENTER_CARD.format(size=model.config.image_size)
+    else:
+        config = {"core_seg": asdict(model.config)}
+        card += CARD.format(size=model.config.segmenter.image_size, grid=model.config.reasoner.grid)
+        card += CORROBORATED if model.config.corroborate else ""
+        model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config, indent=2) + "\n")
+    (folder / "README.md").write_text(card + "".join(map(results_table, evaluations or ())))
 
 
 def results_table(evaluation: dict) -> str:
     """An evaluation by source, for a card."""
     lines = [f"\n## On the {evaluation['split']} split of {evaluation['manifest']}\n"]
-    lines += ["| source | n | mDice (95 %) | failure rate | faithful claims |", "|---|---|---|---|---|"]
+    lines += ["| source | n | mDice (95 %) | failure rate | box F1 | faithful claims |", "|---|---|---|---|---|---|"]
     for name, values in {"**all**": evaluation["overall"], **evaluation["by"]["source"]}.items():
         low, high = values["mDice_ci"]
-        figures = f"{values['mDice']:.3f} ({low:.3f} to {high:.3f}) | {values['failure_rate']:.1%}"
-        lines.append(f"| {name} | {values['n']} | {figures} | {values.get('faithfulness', 0):.2f} |")
+        cells = [f"{values['mDice']:.3f} ({low:.3f} to {high:.3f})", f"{values['failure_rate']:.1%}"]
+        cells += ["" if (v := values.get(key)) is None else f"{v:.2f}" for key in ("box_f1", "faithfulness")]
+        lines.append(f"| {name} | {values['n']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def load_release(folder: Path | str) -> CoreSeg:
-    """Load a release in float32, ready for inference.
+def load_release(folder: Path | str) -> CoreSeg | Segmenter:
+    """Load a release in float32, ready for inference; one of stage 0 gives its segmenter.
 
     Raises:
         ReleaseError: With one sentence, for a folder that is incomplete, damaged or not ours.
@@ -103,16 +127,19 @@ def load_release(folder: Path | str) -> CoreSeg:
         raise ReleaseError(f"release '{folder}': config.json is not JSON; write the release again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ReleaseError(f"'{folder}' is not a release of this lab (config.json has no format {FORMAT})")
-    core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
-    if core_seg.reasoner.model != "small":
-        raise ReleaseError(
-            f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet"
-        )
     try:
         state = load_file(folder / "model.safetensors")
     except SafetensorError:
         raise ReleaseError(f"release '{folder}': model.safetensors is damaged; copy it again") from None
-    model = CoreSeg(core_seg)
+    if "segmenter" in config:
+        model = Segmenter(from_plain(SegmenterConfig, config["segmenter"], f"release '{folder}': segmenter"))
+    else:
+        core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
+        if core_seg.reasoner.model != "small":
+            raise ReleaseError(
+                f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet"
+            )
+        model = CoreSeg(core_seg)
     state |= {name: state[first] for name, first in shared_names(model).items() if first in state}
     try:
         model.load_state_dict(
@@ -123,7 +150,7 @@ def load_release(folder: Path | str) -> CoreSeg:
     return model.eval()
 
 
-def shared_names(model: CoreSeg) -> dict[str, str]:
+def shared_names(model: torch.nn.Module) -> dict[str, str]:
     """Second names of tensors that the model holds under two, such as tied embeddings, each with its first."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -155,36 +182,42 @@ def from_plain(kind: type, values: Any, where: str) -> Any:
     return kind(**built)
 
 
-def core_seg_from_checkpoint(path: Path | str) -> CoreSeg:
-    """The model of one of your own stage-1 (or later) checkpoints.
-
-    Raises:
-        ReleaseError: No such file, or not such a checkpoint.
-    """
-    problem = "holds no CORE-Seg model (is it of stage 0?); give one of stage 1"
-    return module_from_checkpoint(path, "core_seg", CoreSeg, CoreSegConfig, problem)
-
-
-def load_model(path: Path | str) -> CoreSeg:
-    """The model of a release folder or of one of your own checkpoints.
+def load_any(path: Path | str) -> CoreSeg | Segmenter:
+    """The model of a release folder or of one of your own checkpoints: that of stage 0 is a segmenter.
 
     Raises:
         ReleaseError: When it is neither.
     """
-    return core_seg_from_checkpoint(path) if Path(path).suffix == ".ckpt" else load_release(path)
+    if Path(path).suffix != ".ckpt":
+        return load_release(path)
+    if "segmenter" in read_checkpoint(path)["hyper_parameters"]:
+        return module_from_checkpoint(path, "segmenter", Segmenter, SegmenterConfig)
+    return module_from_checkpoint(path, "core_seg", CoreSeg, CoreSegConfig)
 
 
-def segmenter_from_checkpoint(path: Path | str) -> Segmenter:
-    """The segmenter of one of your own stage-0 checkpoints.
+def load_model(path: Path | str) -> CoreSeg:
+    """The model of a release folder or of one of your own checkpoints, of stage 1 or 2.
 
     Raises:
-        ReleaseError: No such file, or not such a checkpoint.
+        ReleaseError: When it is neither.
     """
-    problem = "is not of stage 0; give runs/<stage 0>/checkpoints/best.ckpt"
-    return module_from_checkpoint(path, "segmenter", Segmenter, SegmenterConfig, problem)
+    model = load_any(path)
+    if isinstance(model, Segmenter):
+        raise ReleaseError(f"'{path}' is of stage 0 and cannot reason; give a release or checkpoint of stage 1 or 2")
+    return model
 
 
-def module_from_checkpoint(path: Path | str, name: str, kind: type, config: type, problem: str) -> Any:
+def load_segmenter(path: Path | str) -> Segmenter:
+    """The segmenter of a release folder or of one of your own checkpoints, of whichever stage.
+
+    Raises:
+        ReleaseError: When it is neither.
+    """
+    model = load_any(path)
+    return model if isinstance(model, Segmenter) else model.segmenter
+
+
+def module_from_checkpoint(path: Path | str, name: str, kind: type, config: type) -> Any:
     """A part of a checkpoint of your own, ready for inference.
 
     Args:
@@ -192,14 +225,13 @@ def module_from_checkpoint(path: Path | str, name: str, kind: type, config: type
         name: Of the part in the LightningModule and of its configuration in the hyper-parameters.
         kind: What is built.
         config: What it is built from.
-        problem: Said of a checkpoint without that part.
 
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
     checkpoint = read_checkpoint(path)
     if name not in checkpoint["hyper_parameters"]:
-        raise ReleaseError(f"checkpoint '{path}' {problem}")
+        raise ReleaseError(f"checkpoint '{path}' holds no {kind.__name__}; give one of a stage that trains it")
     module = kind(from_plain(config, checkpoint["hyper_parameters"][name], f"checkpoint '{path}'"))
     module.load_state_dict(part(checkpoint, f"{name}."))
     return module.eval()

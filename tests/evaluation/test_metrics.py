@@ -60,12 +60,14 @@ def test_the_summary_is_a_mean_over_images_and_counts_every_failure():
         {"dice": [1.0, 0.0, 0.5], "iou": [1.0, 0.0, 1 / 3], "failed": [False, True, False]}
         | {name: ["a", "a", "b"] for name in ("source", "modality", "anatomy")}
         | {"box_f1": [1.0, 0.0, 0.5], "claims": [4, 0, 6], "claims_true": [4, 0, 1]}
+        | {"drafted": [6, 0, 6], "drafted_true": [4, 0, 2]}
     )
     summary = summarise(frame)
     overall = summary["overall"]
     assert (overall["mDice"], overall["failure_rate"], overall["n"]) == (0.5, 0.3333, 3)
+    assert (overall["claims_per_answer"], overall["draft_faithfulness"]) == (3.33, 0.5)
     assert overall["faithfulness"] == 0.5 and summary["by"]["source"]["b"]["mDice"] == 0.5
-    boxes_were_given = summarise(frame.drop(columns=["box_f1", "claims", "claims_true"]))["overall"]
+    boxes_were_given = summarise(frame.drop(columns=["box_f1", "claims"]))["overall"]
     assert boxes_were_given["box_f1"] is None and "faithfulness" not in boxes_were_given
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from lab.data.sample import lesion_boxes, without_specks
 from lab.model.answer import mirrored
 from lab.model.core_seg import CoreSeg
 from lab.model.reasoner import pad
-from lab.model.release import ReleaseError, load_release, save_release
+from lab.model.release import ReleaseError, load_model, load_release, load_segmenter, save_release
+from lab.model.segmenter import Segmenter
 from tests.tiny_model import tiny_config
 
 QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image."]
@@ -116,7 +118,8 @@ def test_boxes_can_take_the_place_of_the_semantic_prompt(model, images, monkeypa
         return model.segment_text(scene, [text.format(words, box)])[0]
 
     first = draw("dark", "10,10,60,60")
-    np.testing.assert_array_equal(first.mask, model.segmenter.segment_boxes(image, np.array([[7.0, 5, 42, 30]])))
+    by_box = model.segmenter.segment_boxes(image, np.array([[7.0, 5, 42, 30]]))
+    np.testing.assert_array_equal(first.mask, without_specks(by_box))
     np.testing.assert_array_equal(first.probability, draw("much brighter", "10,10,60,60").probability)
     assert np.abs(first.probability - draw("dark", "50,50,90,90").probability).max() > 1e-6
 
@@ -155,7 +158,26 @@ def test_an_image_and_its_mirror_image_get_mirrored_masks(model, images, monkeyp
     np.testing.assert_allclose(one.probability, two.probability[:, ::-1], atol=1e-5)
     monkeypatch.setattr(model.config, "threshold", float(np.median(one.probability)))
     (again,) = model.segment_text(model.open([image], ["Segment the cyst."]), [text])
-    assert again.mask.mean() == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_array_equal(again.mask, without_specks(again.probability > np.median(one.probability)))
+
+
+def test_a_corroborated_answer_keeps_its_draft_and_names_the_boxes_of_its_mask(model, images, monkeypatch):
+    scene = model.open(images[:1], QUERIES[:1])
+    text = (
+        "<think> The skin. A tiny area at the left. This fits cyst. </think>"
+        "<answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    )
+    said = [model.reasoner.completion_ids(text)]
+    (plain,) = model.conclude(scene, said)
+    assert plain.text == text and plain.draft == ""
+    monkeypatch.setattr(model.config, "corroborate", True)
+    (final,) = model.conclude(scene, said)
+    assert final.draft == text and final.answer.valid and final.has_mask
+    height, width = images[0].shape[:2]
+    drawn = lesion_boxes(plain.mask, model.config.reasoner.max_boxes) / ([width, height] * 2)
+    np.testing.assert_allclose(final.answer.boxes_norm, drawn, atol=0.011)
+    (again,) = model.segment_text(scene, [final.text])
+    np.testing.assert_array_equal(again.mask, final.mask)
 
 
 def test_a_blind_seg_token_sees_the_query_but_not_the_answer(model, images):
@@ -224,6 +246,16 @@ def test_a_damaged_or_foreign_release_is_refused_with_one_sentence(model, tmp_pa
     with pytest.raises(ReleaseError, match=message) as error:
         load_release(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_segmenter_is_released_and_stage_1_starts_from_it_as_from_a_checkpoint(tmp_path, images):
+    segmenter = Segmenter(tiny_config().segmenter).eval()
+    save_release(segmenter, tmp_path, "Stage 0", "nothing", half=False)
+    assert not (tmp_path / "tokenizer").exists() and "boxes" in (tmp_path / "README.md").read_text()
+    again, box = load_segmenter(tmp_path), np.array([[7.0, 5, 42, 30]])
+    np.testing.assert_array_equal(again.segment_boxes(images[0], box), segmenter.segment_boxes(images[0], box))
+    with pytest.raises(ReleaseError, match="stage 0 and cannot reason"):
+        load_model(tmp_path)
 
 
 def edit(folder, change):

@@ -9,7 +9,7 @@ import torch
 
 from apps.cli import main
 from lab.data.reason import write_reason
-from lab.model.release import core_seg_from_checkpoint, segmenter_from_checkpoint
+from lab.model.release import load_model, load_segmenter
 from tests.modules.kill import killed_at
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypa
     predicted = Path("runs/whole/predictions/predictions.jsonl").read_text().splitlines()
     masks = [Path("runs/whole/predictions", json.loads(line)["mask"]) for line in predicted]
     assert predicted and all(mask.is_file() for mask in masks)
-    load = segmenter_from_checkpoint if stage == "segmenter" else core_seg_from_checkpoint
+    load = load_segmenter if stage == "segmenter" else load_model
     load("runs/whole/checkpoints/best.ckpt")
 
 
@@ -109,7 +109,7 @@ def test_every_baseline_and_ablation_trains_and_answers(overlay, lesions, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main(flags("sft", lesions, "run", "-c", str(overlay), steps=3)) == 0
     assert all(loss == loss for _, loss in metrics("run"))
-    model = core_seg_from_checkpoint("runs/run/checkpoints/last.ckpt")
+    model = load_model("runs/run/checkpoints/last.ckpt")
     saved = model.config
     assert (saved.adapter.kind, saved.adapter.state, saved.prompt) != ("paper", "seg", "semantic") or (
         overlay.stem == "no_reasoning"
@@ -135,9 +135,7 @@ def test_stage_1_goes_on_with_the_deep_layers_of_the_encoder(lesions, tmp_path, 
     assert main([*arguments, "--model.init_args.cache=cache"]) == 2
     assert "cannot be cached" in capsys.readouterr().err
     assert main([*arguments, "--data.init_args.val_limit=2"]) == 0
-    before, after = (
-        core_seg_from_checkpoint(path).segmenter.image_encoder for path in (start, "runs/joint/checkpoints/last.ckpt")
-    )
+    before, after = (load_model(path).segmenter.image_encoder for path in (start, "runs/joint/checkpoints/last.ckpt"))
     statistics = [name for name, _ in before.named_buffers()]
     assert statistics and all(torch.equal(before.get_buffer(name), after.get_buffer(name)) for name in statistics)
     same = {name for name, value in before.named_parameters() if torch.equal(value, after.get_parameter(name))}

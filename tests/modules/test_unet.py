@@ -28,9 +28,9 @@ def release(tmp_path_factory):
 def test_it_starts_from_the_encoder_of_a_release(release):
     unet, model = UNetModule(UNetConfig(64), encoder=str(release)).unet, CoreSeg(tiny_config())
     assert not torch.equal(unet.backbone.conv_stem.weight, model.segmenter.image_encoder.backbone.conv_stem.weight)
-    from lab.model.release import load_release
+    from lab.model.release import load_segmenter
 
-    theirs = load_release(release).segmenter.image_encoder.backbone.state_dict()
+    theirs = load_segmenter(release).image_encoder.backbone.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in unet.backbone.state_dict().items())
 
 
