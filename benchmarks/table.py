@@ -3,11 +3,13 @@
     python -m benchmarks.table --manifest ../shared/data/lesions/manifest.jsonl --budget-minutes 120
 
 Trains and evaluates what is missing until the minutes are over, and goes on where it stopped when it is called again;
-then draws what there is: OUT/table.md, OUT/table.png and one JSON a cell, OUT/CELL/TRACK/evaluation.json. It needs what
-the README makes before stage 0: data/synthetic, data/reason, data/track and, for stage 2, data/fresh.
+then draws what there is: OUT/table.md, OUT/table.png and one JSON a cell, OUT/CELL/TRACK/evaluation.json. All rows
+start from the same stage 0, a committed release, whose image encoder stays frozen but for the U-Net. It needs
+data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +37,12 @@ class Cell:
     after: str = ""
     """The cell that it starts from."""
     starts: str = ""
-    """The argument that takes that cell's checkpoint."""
+    """The argument that takes that cell's checkpoint, or stage 0."""
     flags: tuple[str, ...] = field(default=())
 
 
 def sft(title: str, *configs: str) -> Cell:
-    return Cell(title, ("sft.yaml", *configs), "segmenter", "segmenter_checkpoint")
+    return Cell(title, ("sft.yaml", *configs), starts="segmenter_checkpoint")
 
 
 def grpo(title: str, *flags: str, after: str = "sft") -> Cell:
@@ -48,10 +50,9 @@ def grpo(title: str, *flags: str, after: str = "sft") -> Cell:
 
 
 CELLS = {
-    "segmenter": Cell("stage 0, true boxes given", ("segmenter.yaml",)),
     "sft": sft("CORE-Seg, SFT"),
     "grpo": grpo("CORE-Seg, SFT + GRPO"),
-    "unet": Cell("U-Net, no language", ("unet.yaml",), "sft", "encoder"),
+    "unet": Cell("U-Net, no language", ("unet.yaml",), starts="encoder"),
     "text-box": sft("text to box (Seg-Zero), SFT", "ablations/text_box.yaml"),
     "text-box-grpo": grpo(
         "text to box (Seg-Zero), SFT + RL",
@@ -61,6 +62,12 @@ CELLS = {
         after="text-box",
     ),
     "seg-token": sft("<seg> token (LISA), no reasoning", "ablations/seg_token.yaml"),
+    "queries": sft("learnable queries (LENS), SFT", "ablations/queries.yaml"),
+    "queries-grpo": grpo(
+        "learnable queries (LENS), SFT + RL",
+        f"{MODEL}rewards.segment_kind=iou2",
+        after="queries",
+    ),
     "linear": sft("linear map for the adapter", "ablations/linear_adapter.yaml"),
     "mean": sft("mean state for that of <seg>", "ablations/mean_state.yaml"),
     "no-reasoning": sft("no reasoning", "ablations/no_reasoning.yaml"),
@@ -73,7 +80,7 @@ CELLS = {
 TRACKS = {"real": "", "reason": "data/track/manifest.jsonl"}
 
 
-def train(name: str, seed: int, share: float, manifest: Path, minutes: float) -> Path | None:
+def train(name: str, seed: int, share: float, manifest: Path, segmenter: Path, minutes: float) -> Path | None:
     """Train a cell, or go on with it; its checkpoint once it is done, None when the minutes were over before."""
     cell, run = CELLS[name], f"table/{name}-{seed}"
     last = Path("runs") / run / "checkpoints" / "last.ckpt"
@@ -86,14 +93,16 @@ def train(name: str, seed: int, share: float, manifest: Path, minutes: float) ->
     flags = [word for config in cell.configs for word in ("-c", str(CONFIGS / config))]
     flags += [f"--name={run}", f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
     flags += [f"--trainer.max_steps={steps}", f"{MODEL}total_steps={steps}", *cell.flags]
+    for key in ("decoder_after", "own_text_after"):  # steps, too
+        if key in config["model"]["init_args"] and "text_box" not in "".join(cell.configs):
+            flags.append(f"{MODEL}{key}={round(share * config['model']['init_args'][key])}")
     parts = [p | {"manifest": str(manifest)} if p["manifest"] == data["val"] else p for p in data["train"]]
     flags += [f"--data.init_args.train={parts}", f"--data.init_args.val={manifest}"]
     flags += [f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(60 * minutes))}"]
-    if cell.after:
-        start = train(cell.after, seed, share, manifest, 0)
-        if start is None:
-            raise LabError(f"cell '{name}' starts from '{cell.after}', which is not trained; add it to --cells")
-        flags.append(f"{MODEL}{cell.starts}={start}")
+    start = train(cell.after, seed, share, manifest, segmenter, 0) if cell.after else segmenter
+    if start is None:
+        raise LabError(f"cell '{name}' starts from '{cell.after}', which is not trained; add it to --cells")
+    flags.append(f"{MODEL}{cell.starts}={start}")
     if last.is_file():
         flags.append("--ckpt_path=last")
     say(f"{name}, seed {seed}: {cell.title}, {steps} steps")
@@ -163,6 +172,7 @@ def main(
     seeds: int = 1,
     share: float = 1.0,
     limit: int = 0,
+    segmenter: Path = Path("releases/core-seg-tiny-segmenter"),
     out: Path = Path("out/table"),
 ) -> None:
     """Train, evaluate and draw.
@@ -174,6 +184,7 @@ def main(
         seeds: Of each row.
         share: Of the steps in the configurations, for a quick look.
         limit: Evaluate on this many images of each track; 0 takes all.
+        segmenter: Release or checkpoint of stage 0.
         out: Folder of the results.
     """
     if unknown := sorted(set(cells or ()) - CELLS.keys()):
@@ -181,13 +192,15 @@ def main(
     end = time.monotonic() + 60 * budget_minutes
     for seed in range(seeds):
         for name in cells or CELLS:
-            checkpoint = train(name, seed, share, manifest, (end - time.monotonic()) / 60)
+            folders = {track: out / f"{name}-{seed}" / track for track in TRACKS}
+            if all((folder / "evaluation.json").is_file() for folder in folders.values()):
+                continue  # as committed, or as an earlier call left it
+            checkpoint = train(name, seed, share, manifest, segmenter, (end - time.monotonic()) / 60)
             if checkpoint is None:
                 say(f"the minutes are over before {name}, seed {seed}; call again to go on")
                 break
             for track, path in TRACKS.items():
-                folder = out / f"{name}-{seed}" / track
-                if not (folder / "evaluation.json").is_file():
+                if not ((folder := folders[track]) / "evaluation.json").is_file():
                     flags = [f"--manifest={path or manifest}", f"--limit={limit}", f"--out={folder}"]
                     core_seg("evaluate", str(checkpoint), *flags)
     table = rows(out, seeds)
@@ -198,5 +211,11 @@ def main(
     print(markdown(table))
 
 
+def underscored(word: str) -> str:
+    """`--budget-minutes=5` as jsonargparse has it."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False, args=[underscored(word) for word in sys.argv[1:]])

@@ -41,7 +41,7 @@ class Rewards:
     faithful: float = 0.0
     """Weight of the share of claims that the measured facts confirm, 0..1."""
     segment_kind: SegmentReward = "paper"
-    """`paper`, `residual` or `dice`; see `lab.grpo.rewards.segment_rewards`."""
+    """`paper`, `residual`, `dice` or `iou2`; see `lab.grpo.rewards.segment_rewards`."""
     giou_of: Literal["boxes", "areas"] = "boxes"
     """`paper`: GIoU of the boxes around the masks, or of the masks' pixels."""
     detect_kind: Literal["matched", "binary"] = "matched"
@@ -223,7 +223,8 @@ class Grpo(ReasoningModule):
 
     def read(self, group: Group) -> GroupPass:
         with self.autocast():
-            return group_pass(self.core_seg.reasoner, group.prompt, group.completions, self.hparams.temperature)
+            said, temperature, queries = group.completions, self.hparams.temperature, self.core_seg.queries
+            return group_pass(self.core_seg.reasoner, group.prompt, said, temperature, queries)
 
     def look(self, group: Group) -> tuple[GroupPass, dict[int, Tensor]]:
         """The one pass that gives log-probs, `<seg>` states and, by the number of the completion that drew them, mask

@@ -16,7 +16,7 @@ from lab.data.reasoning import check_claims, parse_claims
 from lab.evaluation.metrics import match_boxes
 from lab.model.answer import Answer, schema_share
 
-SegmentReward = Literal["paper", "residual", "dice"]
+SegmentReward = Literal["paper", "residual", "dice", "iou2"]
 MISS = 0.05
 """Dice below which the paper's segment reward falls back on GIoU (CORE-Seg, figure 2)."""
 RESIDUAL_CREDIT = 0.5
@@ -93,12 +93,14 @@ def segment_rewards(
         has_mask: (N,) bool, False where the answer is invalid or drew nothing: that earns the lowest value.
         kind: `paper`: GIoU where Dice < 0.05, else 1 + 2 Dice, so -1..1 and 1.1..3 (CORE-Seg, figure 2);
             `residual`: D + k (1 - D) (1 + DIoU) / 2 with k = 0.5, without a threshold, 0..1;
-            `dice`: Dice, 0..1, which says nothing about a miss.
+            `dice`: Dice, 0..1, which says nothing about a miss; `iou2`: the square of the IoU, 0..1, as LENS has it.
         giou_of: What the GIoU of `paper` is of: the masks' `boxes`, or their pixel `areas` in the box around both.
     """
     dice = has_mask * dice_scores(predicted, truth)
     if kind == "dice":
         return dice
+    if kind == "iou2":
+        return (dice / (2 - dice)) ** 2
     compared = has_mask & predicted.any((1, 2)) & truth.any((1, 2))
     boxes = [masks_to_boxes(masks[compared]) for masks in (predicted, truth)]
     for corners in boxes:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 class AdapterConfig:
     """Sizes of the adapter; the paper states none of them. Kinds other than `paper` are baselines and ablations."""
 
-    kind: Literal["paper", "linear", "mlp"] = "paper"
-    """`paper`: ResMLP and AttnPool; `linear`: one linear map; `mlp`: two layers and one token, as LISA has."""
+    kind: Literal["paper", "linear", "mlp", "queries"] = "paper"
+    """`paper`: ResMLP and AttnPool; `linear`: one linear map; `mlp`: two layers and one token, as LISA has; `queries`:
+    learnable queries that the language model reads after the completion, and a connector, as LENS has."""
     state: Literal["seg", "mean"] = "seg"
-    """What is adapted: the hidden state of `<seg>`, or the mean over the completion."""
+    """What is adapted: the hidden state of `<seg>`, or the mean over the completion (`queries`: neither)."""
     prompt_tokens: int = 4
     """Prompt tokens handed to the mask decoder (a box is 2)."""
     slots: int = 8
@@ -21,7 +23,9 @@ class AdapterConfig:
     depth: int = 2
     """Residual blocks of the ResMLP."""
     heads: int = 4
-    """Attention heads of the pool."""
+    """Attention heads of the pool, or of the connector."""
+    queries: int = 16
+    """`queries`: how many."""
 
 
 class ResidualMlp(nn.Module):
@@ -36,9 +40,14 @@ class ResidualMlp(nn.Module):
 
 
 def adapter_for(config: AdapterConfig, hidden_size: int, prompt_dim: int) -> nn.Module:
-    """Hidden states (M, hidden_size) to prompt tokens (M, N, prompt_dim), N as configured (`mlp`: 1)."""
+    """Hidden states (M, hidden_size) to prompt tokens (M, N, prompt_dim), N as configured (`mlp`: 1).
+
+    That of `queries` takes the states of its own queries, (M, queries, hidden_size).
+    """
     if config.kind == "paper":
         return PromptAdapter(config, hidden_size, prompt_dim)
+    if config.kind == "queries":
+        return QueryAdapter(config, hidden_size, prompt_dim)
     if config.kind == "linear":
         linear = nn.Linear(hidden_size, config.prompt_tokens * prompt_dim)
         return nn.Sequential(linear, nn.Unflatten(-1, (config.prompt_tokens, prompt_dim)))
@@ -68,3 +77,20 @@ class PromptAdapter(nn.Module):
         queries = self.queries.weight.expand(len(slots), -1, -1)
         pooled, _ = self.attention(queries, slots, slots, need_weights=False)
         return self.out(self.norm(queries + pooled))
+
+
+class QueryAdapter(nn.Module):
+    """Learnable queries for the language model, and the connector that makes prompt tokens of their states (LENS)."""
+
+    def __init__(self, config: AdapterConfig, hidden_size: int, prompt_dim: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(hidden_size**-0.5 * torch.randn(config.queries, hidden_size))
+        layer = nn.TransformerEncoderLayer(
+            hidden_size, config.heads, 4 * hidden_size, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.connector = nn.TransformerEncoder(layer, config.depth, enable_nested_tensor=False)
+        self.out = nn.Linear(hidden_size, prompt_dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of the queries (M, queries, hidden_size) to prompts (M, queries, prompt_dim)."""
+        return self.out(self.connector(states))

@@ -109,6 +109,7 @@ class CoreSeg(nn.Module):
         self.segmenter = Segmenter(config.segmenter)
         self.reasoner = reasoner_for(config.reasoner)
         self.adapter = adapter_for(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
+        self.queries = self.adapter.queries if config.adapter.kind == "queries" else None
         self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
         if self.one_backbone:
             if config.segmenter.image_size != config.reasoner.image_size:
@@ -177,22 +178,27 @@ class CoreSeg(nn.Module):
         Returns:
             Logits of the completion tokens and the masks of the first `<seg>` of each row that has one.
         """
-        input_ids, mask = pad([p + c for p, c in zip(prompts, completions)], self.reasoner.pad_id, device=self.device)
+        pad_id, tail = self.reasoner.pad_id, 0 if self.queries is None else len(self.queries)
+        rows = [p + c + [pad_id] * tail for p, c in zip(prompts, completions)]
+        input_ids, mask = pad(rows, pad_id, device=self.device)
         is_completion, _ = pad(
-            [[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions)], 0, device=self.device
+            [[0] * len(p) + [1] * (len(c) + tail) for p, c in zip(prompts, completions)], 0, device=self.device
         )
+        is_query = (input_ids == pad_id) & (mask == 1)
         is_seg = (input_ids == self.reasoner.seg_id) & (is_completion == 1)
         hidden_from = None
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        hidden = self.reasoner(input_ids, mask, self.see(encoded), is_completion, hidden_from)
-        logits = self.reasoner.model.lm_head(hidden[:, :-1][is_completion[:, 1:] == 1])
+        hidden = self.reasoner(input_ids, mask, self.see(encoded), is_completion, hidden_from, self.queries)
+        logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
         rows = is_seg.any(1).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
         if self.config.adapter.state == "mean":
             said = is_completion[rows, :, None] == 1
             states = (hidden[rows] * said).sum(1) / said.sum(1)
+        if self.queries is not None:
+            states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
         visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
         relevance = self.reasoner.relevance(visual_states)[..., 0]
         prompt_tokens = self.adapter(states)

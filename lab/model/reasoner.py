@@ -204,6 +204,7 @@ class Reasoner(nn.Module):
         visual: Tensor,
         is_completion: Tensor,
         hidden_from: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of whole sequences.
 
@@ -214,6 +215,7 @@ class Reasoner(nn.Module):
             is_completion: (B, T), 1 for tokens of the completion.
             hidden_from: (B, T, T) bool, True where the token of the row must not attend to that of the column, beside
                 those that it cannot see anyway.
+            queries: (Q, D), embeddings in place of those Q padding tokens of each row that the mask counts as real.
 
         Returns:
             (B, T, D).
@@ -222,8 +224,12 @@ class Reasoner(nn.Module):
         if hidden_from is not None:
             itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
             seen = seen & ~hidden_from[:, None] | itself
+        embeds = self.embed(input_ids, visual)
+        if queries is not None:
+            is_query = (input_ids == self.pad_id) & (attention_mask == 1)
+            embeds = embeds.masked_scatter(is_query[..., None], queries.to(embeds.dtype).repeat(len(embeds), 1))
         return self.model.model.language_model(
-            inputs_embeds=self.embed(input_ids, visual),
+            inputs_embeds=embeds,
             attention_mask=seen,
             position_ids=self.positions(input_ids, attention_mask),
             use_cache=False,

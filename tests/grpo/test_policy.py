@@ -112,3 +112,26 @@ def test_the_shared_pass_and_its_gradients_equal_an_unshared_one(model, inputs):
     assert all((theirs[name] == 0).all() for name in unused), unused
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_queries_read_the_completion_and_the_shared_pass_gives_them_the_same_states(inputs):
+    """The LENS baseline: what the mask decoder is given must not depend on which pass it came from."""
+    encoded, prompts, _ = inputs
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.adapter.kind, config.adapter.queries = "queries", 5
+    model = CoreSeg(config).eval()
+    reasoner, image = model.reasoner, type(encoded)(*(field[[1]] for field in encoded))
+    completions = [[7, 9, reasoner.seg_id, reasoner.eos_id], [7, reasoner.seg_id, 8, 8, 8, reasoner.eos_id], [7, 7]]
+    prompt = reasoner.prompt([prompts[1]], model.see(image))
+    shared = group_pass(reasoner, prompt, completions, 1.0, model.queries)
+    assert shared.seg_rows.tolist() == [0, 1] and shared.seg_states.shape == (2, 5, 64)
+    assert shared.mask.sum(1).tolist() == [4, 6, 2]
+    for row, completion in enumerate(completions[:2]):
+        alone = model(image, [prompts[1]], [completion])
+        torch.testing.assert_close(model.adapter(shared.seg_states)[row], alone.prompt_tokens[0], atol=1e-4, rtol=1e-4)
+        every = token_log_probs(alone.logits, 1.0, reasoner.forbidden)
+        said = every.gather(1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(shared.log_probs[row][: len(completion)], said, atol=1e-4, rtol=0)
+    other = model(image, [prompts[1]], [[9, 9, reasoner.seg_id, reasoner.eos_id]])
+    assert (other.prompt_tokens[0] - model.adapter(shared.seg_states)[0]).abs().max() > 1e-3

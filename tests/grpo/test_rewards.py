@@ -19,6 +19,7 @@ from lab.grpo.rewards import (
 from lab.model.answer import EMPTY_ANSWER, Answer, parse, render
 
 KINDS = [("paper", "boxes", -1, 3), ("paper", "areas", -1, 3), ("residual", "boxes", 0, 1), ("dice", "boxes", 0, 1)]
+KINDS += [("iou2", "boxes", 0, 1)]
 BOX = st.tuples(*[st.integers(0, 99)] * 2, *[st.integers(1, 40)] * 2).map(
     lambda b: [b[0] / 140, b[1] / 140, (b[0] + b[2]) / 140, (b[1] + b[3]) / 140]
 )
@@ -161,3 +162,9 @@ def test_the_binary_box_reward_counts_hits_and_near_corners_by_halves():
         [answer(np.zeros((0, 4), np.float32)), parse(render("x", "", [], 100), 100)], [truth[:0]] * 2
     )
     assert empty.tolist() == [0, 1]
+
+
+def test_the_reward_of_lens_is_the_square_of_the_iou():
+    overlap, union = 6 * 10, 2 * 100 - 6 * 10
+    reward = segment_rewards(square(14, 10), square(10, 10), YES, "iou2")
+    assert float(reward) == pytest.approx((overlap / union) ** 2)
