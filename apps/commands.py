@@ -11,6 +11,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
+    data |= {"reason": reason}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -301,6 +302,60 @@ def leave_out(manifest: Path, source: str, out: str = ""):
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     tested = sum(line["split"] == "test" for line in kept)
     print(f"wrote {path}: {len(kept) - tested} records to train and choose on, {tested} to test on")
+
+
+def reason(
+    manifest: Path,
+    out: str,
+    *,
+    endpoint: str = "",
+    model: str = "",
+    judge: str = "",
+    concurrency: int = 8,
+    per_minute: float = 0.0,
+    timeout: float = 120.0,
+    price_in: float = 0.0,
+    price_out: float = 0.0,
+    tokens_in: int = 2500,
+    tokens_out: int = 250,
+    seconds: float = 6.0,
+    seed: int = 0,
+    limit: int = 0,
+    dry_run: bool = False,
+):
+    """Write a manifest with reasoning: from measured facts, offline, or with --endpoint by a model, IMAGES ARE SENT.
+
+    Beside OUT, .outcomes.jsonl tells how every record ended, and .calls.jsonl keeps the replies: start again after a
+    stop, and none is paid twice. The key is read from OPENAI_API_KEY.
+
+    Args:
+        manifest: manifest.jsonl.
+        out: Name of the new manifest, beside the old one.
+        endpoint: URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Images and masks are sent to it.
+        model: Multimodal model that describes and reasons.
+        judge: Model that scores each text; below 0.8 it is written again, at most three times. Empty: no judge.
+        concurrency: Records at a time.
+        per_minute: Requests a minute at most; 0 sets no limit.
+        timeout: Seconds until a request is sent again.
+        price_in: US dollars for a million tokens that are sent, for the estimate and the bill.
+        price_out: The same of tokens that come back.
+        tokens_in: Of one call, images included, for the estimate.
+        tokens_out: The same of its reply.
+        seconds: That one call takes, for the estimate.
+        seed: Of the phrasings of facts.
+        limit: Only this many records, evenly spread; 0 takes all.
+        dry_run: Estimate calls, cost and time, and stop.
+    """
+    from lab.data.writer import Service, write_reasoning
+    from lab.errors import LabError
+
+    path, service = beside(manifest, out), None
+    if endpoint:
+        cost = (price_in, price_out, tokens_in, tokens_out, seconds)
+        service = Service(endpoint, model, judge, concurrency, per_minute, timeout, *cost)
+    elif model or judge:
+        raise LabError("--model and --judge need --endpoint; give its URL, or drop them to write from facts")
+    print(write_reasoning(manifest, path, service, limit=limit, seed=seed, dry_run=dry_run))
 
 
 def beside(manifest: Path, name: str) -> Path:
