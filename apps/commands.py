@@ -98,9 +98,11 @@ def evaluate(
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
     from lab.evaluation.run import evaluate_boxes, load_sample
+    from lab.memory import keep_freed_memory
     from lab.model.release import load_any, read_checkpoint
     from lab.model.segmenter import Segmenter
 
+    keep_freed_memory()
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
         raise LabError(f"{manifest}: no record has split '{split}'; name another split")

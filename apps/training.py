@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lab.errors import LabError
+from lab.memory import keep_freed_memory
 from lab.model.release import read_checkpoint
 from modules.callbacks import JsonlLogger, PredictionFiles, RunKeeper, RunProgress, checkpoints
 
@@ -104,6 +105,7 @@ def run_training(arguments: list[str]) -> None:
         KeyboardInterrupt: After an interruption that has been seen to.
     """
     subcommand = arguments[0]
+    keep_freed_memory()
     try:
         LabCLI(
             args=arguments,

@@ -42,7 +42,8 @@ class Cell:
 
 
 def sft(title: str, *configs: str) -> Cell:
-    return Cell(title, ("sft.yaml", *configs), starts="segmenter_checkpoint")
+    one_view = f"{MODEL}views=1"  # at a share of the steps it is not worth while to encode more views of an image
+    return Cell(title, ("sft.yaml", *configs), starts="segmenter_checkpoint", flags=(one_view,))
 
 
 def grpo(title: str, *flags: str, after: str = "sft") -> Cell:
