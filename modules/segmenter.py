@@ -57,10 +57,11 @@ class SegmenterModule(ScoredModule):
         self.save_hyperparameters({"segmenter": asdict(self.segmenter.config), **arguments})
         if start is None:
             self.segmenter.load_pretrained()
-        self.segmenter.train().to(memory_format=torch.channels_last)
+        self.segmenter.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
         if encoder_learning_rate == 0:
             self.segmenter.image_encoder.requires_grad_(False)
+        self.train()
 
     def training_data(self, records: list[Record]) -> BoxPromptDataset:
         size, h = self.segmenter.config, self.hparams
