@@ -58,7 +58,7 @@ def read_volume_case(source: Source, case: Case, root: Path) -> Iterator[View]:
     for lesion in source.lesions:
         pattern = source.image_of(lesion)
         stacks[pattern], labels = load(case, pattern, source.mask_of(lesion), root)
-        mask = np.isin(labels, lesion.values) if lesion.values else labels != 0
+        mask = np.logical_or.reduce([labels == value for value in lesion.values]) if lesion.values else labels != 0
         shown, name = masks.setdefault(pattern, {}), filled(lesion.name, case.fields)
         shown[name] = shown.get(name, False) | mask
         modalities.setdefault(pattern, lesion.modality or source.modality)
@@ -187,7 +187,11 @@ def _series(case: Case, image: str, mask: str, root: Path) -> tuple[Stack, np.nd
     paths = [root / name for name in case.files[image]]
     table = root / one(case, mask)
     try:
+        if any(np.prod(shape) > MAX_VOXELS for _, shape, _ in scipy.io.whosmat(table)):
+            raise CaseError(f"'{table.name}' holds over {MAX_VOXELS:,} voxels; cut it")
         labels = np.moveaxis(scipy.io.loadmat(table, variable_names=["Mask"])["Mask"], 2, 0).astype(np.int16)
+    except CaseError:
+        raise
     except KeyError:
         raise CaseError(f"'{table.name}' has no variable 'Mask'; copy it again") from None
     except NotImplementedError:

@@ -130,7 +130,7 @@ def _write(source: Source, case: Case, view: View, out: Path) -> tuple[list[dict
 
 def _save(path: Path, array: np.ndarray) -> None:
     """As PNG, whole or not at all, also when killed."""
-    data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1]
+    data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 2])[1]
     part = path.with_suffix(".part")
     try:
         part.write_bytes(data.tobytes())
