@@ -25,7 +25,7 @@ class View:
     """One image to be written, with a mask for each lesion class that it was looked at for."""
 
     image: np.ndarray
-    """(H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB; (0, 0, 3) where it cannot be read, which `left_out` then says."""
     masks: dict[str, np.ndarray]
     """Name of the lesion to (H, W) bool; several lesions of one name are one mask."""
     modality: str

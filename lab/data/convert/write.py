@@ -44,8 +44,8 @@ def convert_case(source: Source, case: Case, root: Path, out: Path, size: int) -
     try:
         read = read_volume_case if sliced else read_image_case
         for view in read(source, case, root):
-            entry["left_out"] += [f"{view.name}: {sentence}" for sentence in view.left_out]
             if view.image.size == 0:
+                entry["left_out"] += [f"{view.name}: {sentence}" for sentence in view.left_out]
                 continue
             view, entry["group"] = _scaled(view, size), view.group or entry["group"]
             records, lost = _write(source, case, view, out)

@@ -57,7 +57,7 @@ def test_killed_half_way_it_goes_on_without_doing_finished_cases_again(tmp_path)
         start_new_session=True,
     )
     journal = out / "journal.jsonl"
-    until = time.time() + 60
+    until = time.time() + 120
     while time.time() < until and not (journal.exists() and journal.read_text().count("\n") > 6):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
