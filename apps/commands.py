@@ -11,7 +11,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
-    data |= {"reason": reason}
+    data |= {"reason": reason, "convert": convert}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -254,6 +254,37 @@ def synthesize(
     else:
         path = write_plain(out, n, seed, size=size) if kind == "plain" else write_reason(out, n, seed=seed, size=size)
     print(f"wrote {path}")
+
+
+def convert(name: str, root: Path, out: Path, *, jobs: int = 0, size: int = 1024, slices: int = 0):
+    """Convert a public set, as it was unpacked, to a manifest; a run that was stopped goes on where it was.
+
+    Args:
+        name: Such as busi, lits or siim_acr (any other word lists them), or a YAML file that describes your own set:
+            configs/convert/pairs.yaml, configs/convert/volumes.yaml.
+        root: Folder that holds the set.
+        out: Folder for manifest.jsonl, images/, masks/ and skipped.jsonl, which says what could not be used and why.
+        jobs: Processes; 0 for one a core.
+        size: Longest side of what is written, in pixels; 0 keeps every size.
+        slices: Of a volume, for each lesion class; 0 leaves it to the set's description.
+    """
+    import os
+
+    from lab.data.convert.run import convert as run
+    from lab.data.convert.sets import SETS
+    from lab.data.convert.source import read_description
+    from lab.errors import LabError
+
+    if name not in SETS and not name.endswith((".yaml", ".yml")):
+        raise LabError(f"no set is called '{name}'; choose from {', '.join(SETS)}, or give a YAML file")
+    source = SETS[name] if name in SETS else read_description(Path(name))
+    done = run(source, root, out, jobs=jobs or os.cpu_count() or 1, size=size, most=slices)
+    splits = ", ".join(f"{number} {split}" for split, number in sorted(done.splits.items()))
+    print(f"wrote {out / 'manifest.jsonl'}: {done.records} records ({splits})")
+    print(
+        f"found {done.found} cases = {done.written} written + {done.skipped} skipped; of those written {done.left_out} "
+        f"slices or lesions were left out ({out / 'skipped.jsonl'}); near-duplicates joined {done.joined} groups"
+    )
 
 
 def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float = 0.5, others: float = 0.0):
