@@ -50,7 +50,7 @@ def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]],
             torch.cat([torch.ones(len(tokens), length, dtype=torch.bool, device=device), behind], dim=1),
         ]
     )
-    model = reasoner.model.model.language_model
+    model = reasoner.language_model
     hidden = model(
         inputs_embeds=torch.cat([prompt.embeds, model.get_input_embeddings()(tokens)[None]], dim=1),
         attention_mask=sight[None, None],
@@ -70,7 +70,7 @@ def group_pass(reasoner: Reasoner, prompt: Prompt, completions: list[list[int]],
     return GroupPass(
         *(pad_sequence(list(values.split(sizes)), batch_first=True) for values in (log_probs, entropy)),
         mask=pad_sequence([torch.ones(size, device=device) for size in sizes], batch_first=True),
-        seg_states=of_tokens[first],
+        seg_states=of_tokens[first].float(),
         seg_rows=rows,
     )
 
