@@ -102,7 +102,7 @@ def fastvlm(folder: Path, tied: bool = True) -> str:
 
 
 def idefics3(folder: Path, tied: bool = False, kind: str = "idefics3") -> str:
-    """SmolVLM, whose first version is an Idefics3: tiles of 64 pixels with 4 tokens each, and as many rows as tokens."""
+    """SmolVLM, whose first version is an Idefics3: tiles of 64 pixels with 4 tokens each, and no rows to spare."""
     classes = {
         "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor),
         "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor),
@@ -143,10 +143,10 @@ def sam2(folder: Path) -> str:
             "backbone_config": {
                 "model_type": "sam2_hiera_det_model",
                 "hidden_size": 8,
-                "blocks_per_stage": [1, 1, 2, 1],
+                "blocks_per_stage": [1, 1, 3, 1],
                 "embed_dim_per_stage": [8, 16, 32, 64],
                 "num_attention_heads_per_stage": [1, 1, 2, 2],
-                "global_attention_blocks": [2],
+                "global_attention_blocks": [4],
                 "image_size": [64, 64],
             },
             "backbone_channel_list": [64, 32, 16, 8],

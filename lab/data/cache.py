@@ -23,8 +23,9 @@ def fingerprint(modules: tuple[nn.Module, ...], preprocessing: str) -> str:
 class FeatureCache:
     """Half-precision tensors in one file an image: `ROOT/<encoders>/<ab>/<pixels>.safetensors`.
 
-    The folder is named by the encoders' weights and preprocessing, and the file by the very pixels that they would see, augmented, resized
-    and padded: a changed image, augmentation, size or weight is another file, so nothing has to be invalidated.
+    The folder is named by the encoders' weights and preprocessing, and the file by the very pixels that they would see,
+    augmented, resized and padded: a changed image, augmentation, size or weight is another file, so nothing has to be
+    invalidated.
     """
 
     def __init__(self, root: Path | str, encoders: tuple[nn.Module, ...], preprocessing: str = "") -> None:

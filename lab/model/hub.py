@@ -39,4 +39,3 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> list[str]:
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=files, commit_message="CORE-Seg release")
     return files
-

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of the architectures that the lab knows. Their files are data: nothing in them names code."""
+"""Hugging Face checkpoints of the architectures that the lab knows; nothing in their files can name code."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

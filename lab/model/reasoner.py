@@ -93,8 +93,8 @@ class Reasoner(nn.Module):
             self.model, self.tokenizer, self.image_processor = read_reasoner(config.model, dtype, pretrained)
         if config.image_size % self.pixels_per_token:
             raise LabError(
-                f"reasoner.image_size {config.image_size} is not a multiple of {self.pixels_per_token}, the pixels that "
-                f"'{config.model}' sees at a time; change it"
+                f"reasoner.image_size {config.image_size} is not a multiple of {self.pixels_per_token}, the pixels "
+                f"that '{config.model}' sees at a time; change it"
             )
         hidden_size = self.language_model.config.hidden_size
         self.grid_tokens = (config.image_size // self.pixels_per_token) ** 2

@@ -224,7 +224,9 @@ def located(folder: Path, config: SegmenterConfig) -> SegmenterConfig:
     """The configuration, with the path of what describes a segmenter of Hugging Face."""
     if config.architecture == "sam2":
         if config.weights != SEGMENTER:
-            raise ReleaseError(f"release '{folder}': segmenter '{config.weights}' is not in the release; write it again")
+            raise ReleaseError(
+                f"release '{folder}': segmenter '{config.weights}' is not in the release; write it again"
+            )
         config.weights = inside(folder, SEGMENTER)
     return config
 

@@ -24,7 +24,8 @@ class Sam2ImageEncoder(nn.Module):
         channels) and 4 (C/8), whose finer cells are folded into 4 and 16 channels each: C and 2 C."""
         fine, middle, coarse = self.vision_encoder(images).fpn_hidden_states
         coarse = coarse + self.no_memory_embedding.reshape(1, -1, 1, 1)
-        return torch.cat([coarse, F.pixel_unshuffle(self.conv_s1(middle), 2), F.pixel_unshuffle(self.conv_s0(fine), 4)], 1)
+        middle, fine = F.pixel_unshuffle(self.conv_s1(middle), 2), F.pixel_unshuffle(self.conv_s0(fine), 4)
+        return torch.cat([coarse, middle, fine], dim=1)
 
 
 class Sam2Segmenter(Segmenter):
@@ -75,9 +76,7 @@ class Sam2Segmenter(Segmenter):
     def positions(self, embeddings: Tensor) -> Tensor:
         """Positions of the cells of embeddings (B, C, h, w), of the same shape."""
         number, _, height, width = embeddings.shape
-        rows, columns = (
-            (torch.arange(side, device=embeddings.device) + 0.5) / side for side in (height, width)
-        )
+        rows, columns = ((torch.arange(side, device=embeddings.device) + 0.5) / side for side in (height, width))
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2), x and y
         return self.place(places).permute(2, 0, 1).expand(number, -1, -1, -1)
 

@@ -230,7 +230,10 @@ def test_a_release_gives_identical_outputs(model, images, tmp_path):
     [
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]), "damaged or was changed"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]),
+            "was changed",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "not JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "not a release"),
         (lambda d: edit(d, lambda c: c.update(format="other")), "not a release"),
