@@ -27,7 +27,9 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
         for name in several:
             parser.add_argument(name, nargs="+", type=Path, help="One or more folders.")
         switches = {f"--{name}" for name, kind in function.__annotations__.items() if kind is bool}
-        typed = [f"{word}=true" if word in switches else word for word in arguments[words:]]
+        rest = arguments[words:]
+        alone = [after not in ("true", "false") for after in [*rest[1:], ""]]  # --swapped is --swapped true
+        typed = [f"{word}=true" if word in switches and no_value else word for word, no_value in zip(rest, alone)]
         function(**parser.instantiate_classes(parser.parse_args(typed)))
 
     return run
