@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Sam2Model
+from transformers import Sam2Config, Sam2Model
 
 from lab.errors import LabError
 from lab.model.pretrained import read_config
@@ -36,7 +36,7 @@ class Sam2Segmenter(Segmenter):
             raise LabError("segmenter.weights is null, but sam2 needs the folder or hub id of a SAM 2 checkpoint")
         self.take(Sam2Model(self.sam2_config()))
 
-    def sam2_config(self):
+    def sam2_config(self) -> Sam2Config:
         """The checkpoint's, at our image size."""
         sam2 = read_config(self.config.weights, ("sam2",))
         sam2.prompt_encoder_config.image_size = self.config.image_size
@@ -53,7 +53,12 @@ class Sam2Segmenter(Segmenter):
         self.place = model.shared_image_embedding
 
     def load_pretrained(self) -> None:
-        self.take(Sam2Model.from_pretrained(self.config.weights, config=self.sam2_config(), dtype=torch.float32))
+        weights, config = self.config.weights, self.sam2_config()
+        try:
+            model = Sam2Model.from_pretrained(weights, config=config, dtype=torch.float32, use_safetensors=True)
+        except OSError:
+            raise LabError(f"checkpoint '{weights}' has no model.safetensors; download it again") from None
+        self.take(model)
 
     def box_prompt(self, boxes: Tensor) -> Tensor:
         """One box an image, (B, 4) xyxy in pixels of the padded square, to prompt tokens (B, 3, C)."""

@@ -22,7 +22,8 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def min_max(pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32, each image from its own least value, 0, to its greatest, 1."""
+    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32, each image from its own least value, 0, to its greatest, 1;
+    its padding counts."""
     flat = pixels.float().flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     span = (high - low).clamp(min=1e-8)

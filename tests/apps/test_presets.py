@@ -14,6 +14,7 @@ from segment_anything import sam_model_registry
 
 from apps.cli import main
 from lab.data.reason import write_reason
+from lab.model.adapter import PromptAdapter
 from lab.model.core_seg import CoreSeg
 from lab.model.release import load_model, load_release, save_release
 from modules.grpo import Grpo
@@ -72,6 +73,9 @@ def test_every_configuration_builds_its_model_and_trainer(config, medsam, start,
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *base, "-c", str(ROOT / config), "--trainer.accelerator=cpu", *flags]) == 0
     ((trainer, module),) = fitted
+    if checkpoints := module.hparams.get("gradient_checkpointing"):
+        assert module.core_seg.reasoner.language_model.is_gradient_checkpointing
+    assert ("paper" in config) == bool(checkpoints)
     assert module.hparams.total_steps == trainer.max_steps * module.hparams.get("inner_steps", 1)
 
 
@@ -89,7 +93,10 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     flags += [f"{MODEL}.total_steps=1", "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"{MODEL}.warmup_steps=0"]
     flags += ["--trainer.check_val_every_n_epoch=9", f"{MODEL}.max_new_tokens=6", f"{MODEL}.views=1"]
     flags += ["--trainer.devices=1"]
-    core = f"{MODEL}.core_seg"
+    core, in_bfloat16 = f"{MODEL}.core_seg", []
+    adapt = PromptAdapter.forward
+    watched = lambda adapter, states: in_bfloat16.append(torch.is_autocast_enabled("cpu")) or adapt(adapter, states)  # noqa: E731
+    monkeypatch.setattr(PromptAdapter, "forward", watched)
     sft = [f"{core}.reasoner.model={REASONERS[name](tmp_path / 'vlm')}", f"{core}.adapter.slots=2"]
     sft += [f"{core}.reasoner.image_size={IMAGE_SIZES[name]}", f"{core}.reasoner.lora_rank=2"]
     sizes = {"architecture": seen_by, "image_size": 64, "embed_dim": 32, "weights": "random", "pixel_range": "imagenet"}
@@ -103,6 +110,7 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     more = [f"{MODEL}.group_size=2", f"{MODEL}.lora_rank=2", f"{MODEL}.learning_rate=0.01"]
     more += ["--trainer.callbacks=[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 0}}]"]
     assert main(["fit", "-c", str(ROOT / f"configs/{preset}/grpo.yaml"), *flags, *more]) == 0
+    assert len(in_bfloat16) >= 3 and all(in_bfloat16), "bf16 is not honoured"
     policy = f"runs/{preset}-grpo/checkpoints/last.ckpt"
     after = load_model(policy)
     loras = [p for n, p in after.named_parameters() if "lora_B" in n]

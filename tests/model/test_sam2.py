@@ -79,6 +79,18 @@ def test_another_image_size_than_the_checkpoints_is_taken(checkpoint):
     torch.testing.assert_close(larger.box_prompt(1.5 * BOXES + 0.25), at_64.box_prompt(BOXES), atol=1e-4, rtol=1e-4)
 
 
+def test_the_image_part_of_a_video_checkpoint_is_taken(checkpoint, segmenter, tmp_path):
+    """Meta's own say `sam2_video` and bring a memory that is of no use here."""
+    folder = shutil.copytree(checkpoint, tmp_path / "s")
+    edited(folder, "config.json", lambda c: c.update(model_type="sam2_video", num_maskmem=7))
+    ours = segmenter_for(SegmenterConfig("sam2", image_size=64, embed_dim=32, weights=str(folder)))
+    ours.load_pretrained()
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), segmenter.state_dict().values()))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(LabError, match="has no model.safetensors"):
+        ours.load_pretrained()
+
+
 def test_sam2_needs_a_checkpoint_that_fits(checkpoint, tmp_path):
     with pytest.raises(LabError, match="weights is null"):
         segmenter_for(SegmenterConfig("sam2", image_size=64, embed_dim=32))
