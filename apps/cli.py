@@ -14,6 +14,8 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg fit -c configs/tiny/segmenter.yaml        train; also validate, test, predict (Lightning's commands)
   core-seg fit -c configs/tiny/sft.yaml --ckpt_path last        go on where a run stopped
   core-seg release runs/tiny-sft/checkpoints/best.ckpt releases/mine        what can be shared: safetensors
+  core-seg merge releases/mine releases/merged       LoRA becomes part of the weights
+  core-seg push releases/mine owner/name --dry_run true        to the Hugging Face hub
   core-seg segment scan.png --query "Locate and segment the polyp." --release releases/mine --out out/
   core-seg evaluate releases/mine --manifest manifest.jsonl --split test --out out/
   core-seg evaluate runs/tiny-segmenter/checkpoints/best.ckpt --manifest manifest.jsonl --split test --out out/
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         0 when it went well, 2 when the user can mend what was wrong (one sentence on stderr), 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if arguments[:1] == ["push"] else "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)

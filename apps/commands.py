@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from apps.publishing import merge, push, release
+
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
-    top |= {"release": release, "app": app, "demo": demo}
+    top |= {"release": release, "merge": merge, "push": push, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
     data |= {"reason": reason, "convert": convert}
     words = 2 if arguments[0] == "data" else 1
@@ -26,7 +28,9 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
         for name in several:
             parser.add_argument(name, nargs="+", type=Path, help="One or more folders.")
         switches = {f"--{name}" for name, kind in function.__annotations__.items() if kind is bool}
-        typed = [f"{word}=true" if word in switches else word for word in arguments[words:]]
+        rest = arguments[words:]
+        alone = [after not in ("true", "false") for after in [*rest[1:], ""]]  # --swapped is --swapped true
+        typed = [f"{word}=true" if word in switches and no_value else word for word, no_value in zip(rest, alone)]
         function(**parser.instantiate_classes(parser.parse_args(typed)))
 
     return run
@@ -191,44 +195,6 @@ def curves(
         groups.setdefault(run.name.rpartition("-")[0] or run.name, []).append(run)
     draw_curves(out, groups, metrics.split(","), smoothing)
     print(f"wrote {out}")
-
-
-def release(
-    checkpoint: Path,
-    folder: Path,
-    title: str = "CORE-Seg tiny",
-    data: str = "see the run's config_fit.yaml",
-    *,
-    evaluations: list[Path] | None = None,
-    mirrored: bool | None = None,
-    threshold: float | None = None,
-    corroborate: bool | None = None,
-):
-    """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
-
-    Args:
-        checkpoint: checkpoints/last.ckpt of a run, or a release, to be written anew.
-        folder: Where to.
-        title: Title of the model card.
-        data: What the model was trained on, for the card.
-        evaluations: Folders that core-seg evaluate wrote about it, for the card.
-        mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
-        threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
-        corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
-    """
-    from lab.errors import LabError
-    from lab.model.release import load_any, save_release
-    from lab.model.segmenter import Segmenter
-
-    model = load_any(checkpoint)
-    chosen = {"mirrored": mirrored, "threshold": threshold, "corroborate": corroborate}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(model, Segmenter) and chosen:
-        raise LabError(f"--{next(iter(chosen))} is of stage 1 and 2, but '{checkpoint}' is of stage 0; drop it")
-    vars(model.config).update(chosen)
-    found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
-    save_release(model, folder, title, data, evaluations=found)
-    print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 
 def synthesize(
