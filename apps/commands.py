@@ -312,18 +312,24 @@ def beside(manifest: Path, name: str) -> Path:
     return manifest.parent / name
 
 
-def check(manifest: Path):
-    """Read every line, image and mask of a manifest and list what is wrong; exit code 2 when anything is.
+def check(manifest: Path, workers: int = 2):
+    """List all that is wrong with a manifest: lines, files, pixels, words, and what two splits share; exit code 2 then.
 
     Args:
-        manifest: manifest.jsonl.
+        manifest: manifest.jsonl, or what core-seg data pack wrote.
+        workers: Images that are read at once.
     """
-    from lab.data.manifest import ManifestError, check_pixels, read_manifest
+    import sys
 
-    records = read_manifest(manifest)
-    if problems := check_pixels(records):
-        raise ManifestError(problems)
-    print(f"{len(records)} records, all well")
+    from lab.data.check import check_manifest
+    from lab.data.manifest import ManifestError
+
+    report = check_manifest(manifest, workers)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if report.problems:
+        raise ManifestError(report.problems)
+    print(f"{report.lines} records, all well, {len(report.warnings)} warnings")
 
 
 def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):
