@@ -11,6 +11,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
+    data |= {"stats": stats}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -330,6 +331,23 @@ def check(manifest: Path, workers: int = 2):
     if report.problems:
         raise ManifestError(report.problems)
     print(f"{report.lines} records, all well, {len(report.warnings)} warnings")
+
+
+def stats(manifest: Path, out: Path, name: str = ""):
+    """Draw how a manifest is distributed (OUT/distribution.png) and write a dataset card (OUT/README.md).
+
+    Args:
+        manifest: manifest.jsonl, or what core-seg data pack wrote.
+        out: Folder for both.
+        name: Title of the card; that of the manifest's folder where none is given.
+    """
+    from lab.data.manifest import read_manifest
+    from lab.data.statistics import dataset_card, draw_statistics, frame_of
+
+    frame = frame_of(read_manifest(manifest))
+    draw_statistics(out / "distribution.png", frame)
+    (out / "README.md").write_text(dataset_card(name or manifest.absolute().parent.name, frame, "distribution.png"))
+    print(f"wrote {out / 'README.md'} and {out / 'distribution.png'}: {len(frame)} records")
 
 
 def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):

@@ -164,12 +164,11 @@ def test_text_without_coordinates_is_left_alone(text):
 def test_near_hashes_are_those_that_comparing_all_with_all_finds():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 60, dtype=np.uint64)
-    flips = [np.bitwise_or.reduce(np.uint64(1) << rng.permutation(64)[:n].astype(np.uint64)) for n in (1, 2, 3, 3, 4, 5)]
+    flips = [
+        np.bitwise_or.reduce(np.uint64(1) << rng.permutation(64)[:n].astype(np.uint64)) for n in (1, 2, 3, 3, 4, 5)
+    ]
     hashes = np.concatenate([hashes, hashes[: len(flips)] ^ np.array(flips, np.uint64), hashes[:2]])
     expected = {
-        (a, b)
-        for b in range(len(hashes))
-        for a in range(b)
-        if bin(int(hashes[a]) ^ int(hashes[b])).count("1") <= NEAR
+        (a, b) for b in range(len(hashes)) for a in range(b) if bin(int(hashes[a]) ^ int(hashes[b])).count("1") <= NEAR
     }
     assert set(near_pairs(hashes)) == expected and len(expected) >= 7
