@@ -11,7 +11,7 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
-    data |= {"stats": stats}
+    data |= {"stats": stats, "pack": pack}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -348,6 +348,27 @@ def stats(manifest: Path, out: Path, name: str = ""):
     draw_statistics(out / "distribution.png", frame)
     (out / "README.md").write_text(dataset_card(name or manifest.absolute().parent.name, frame, "distribution.png"))
     print(f"wrote {out / 'README.md'} and {out / 'distribution.png'}: {len(frame)} records")
+
+
+def pack(manifest: Path, out: Path, images_per_shard: int = 1000, workers: int = 2):
+    """Pack a manifest so that a million records open at once: a Parquet index, and tar shards with images and masks.
+
+    The folder or the index is then given wherever a manifest.jsonl is. Run again, it goes on where it stopped.
+
+    Args:
+        manifest: manifest.jsonl.
+        out: Folder for index.parquet and shard-*.tar; or NAME.parquet beside the manifest for an index alone.
+        images_per_shard: Images in a shard, with all of their masks.
+        workers: Shards that are written at once.
+    """
+    from lab.data.pack import pack as write
+    from lab.data.packed import PackedRecords
+    from lab.errors import LabError
+
+    if images_per_shard < 1 or workers < 1:
+        raise LabError("--images_per_shard and --workers must be at least 1; change them")
+    index = write(manifest, out, images_per_shard, workers)
+    print(f"wrote {index}: {len(PackedRecords(index))} records")
 
 
 def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):

@@ -14,7 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from lab.data.images import ImageError, decode, read_image
-from lab.data.manifest import LinesBefore, leaves, line_problems, manifest_lines, parse_line
+from lab.data.manifest import LinesBefore, line_problems, manifest_lines, parse_line
+from lab.data.packed import PackedRecords, is_packed
+from lab.data.sample import Member, Record, leaves
 
 NEAR = 3
 """Bits of 64 in which the perceptual hashes of near-duplicates differ at most."""
@@ -28,7 +30,8 @@ _COORDINATES = re.compile(
     | \b(?:[xy]-(?:axis|position|value)|row|column|coordinates?|bbox|bounding\ box|pixels?|px)
       \W+(?:(?:of|is|are|at|from)\W+)*\d
     | \b\d+(?:\.\d+)?\s*(?:px|pixels?)\b
-    | \b{_NUMBER}\s*(?:percent|per\ cent)?\s*(?:of\ the\ way\s*)?(?:from|off)\ the\ (?:top|bottom|left|right|upper|lower)
+    | \b{_NUMBER}\s*(?:percent|per\ cent)?\s*(?:of\ the\ way\s*)?(?:from|off)\ the
+      \ (?:top|bottom|left|right|upper|lower)
     | \b(?:at|to|from|around|near)\s+{_NUMBER}\s*,\s*{_NUMBER}
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -66,24 +69,27 @@ def check_manifest(path: Path | str, workers: int) -> Report:
     """Read every line, image and mask of a manifest and say all that is wrong.
 
     Args:
-        path: A `manifest.jsonl`.
+        path: A `manifest.jsonl`, or what `core-seg data pack` wrote, whose rows count as lines.
         workers: Threads that decode.
 
     Raises:
-        ManifestError: Where the file itself cannot be read.
+        LabError: Where the file itself cannot be read.
     """
     path = Path(path).absolute()
     before, looks, problems, warnings = LinesBefore(), [], [], []
     with ThreadPoolExecutor(workers) as pool, tqdm(desc="checking", unit="line") as bar:
-        lines = manifest_lines(path)
+        if is_packed(path):
+            lines, see = enumerate(PackedRecords(path), start=1), look_at_record
+        else:
+            lines, see = manifest_lines(path), lambda number, _, line: look_at_line(number, line, path.parent)
         while batch := list(islice(lines, 1024)):
-            for look in pool.map(lambda numbered: look_at(*numbered, path.parent), batch):
+            for look in pool.map(lambda numbered: see(*numbered), batch):
                 known = [look.fields.get(name) for name in ("id", "group", "split")]
                 if all(isinstance(value, str) for value in known):
                     look.problems += before.problems(look.number, *known)
                 problems += [f"{path.name} line {look.number}: {problem}" for problem in look.problems]
                 warnings += [f"{path.name} line {look.number}: {warning}" for warning in look.warnings]
-                look.fields = {name: look.fields.get(name) for name in ("split", "image")}
+                look.fields = {name: str(look.fields.get(name)) for name in ("split", "image")}
                 looks.append(look)
                 bar.update()
     if not looks:
@@ -93,7 +99,7 @@ def check_manifest(path: Path | str, workers: int) -> Report:
     return Report(len(looks), problems, warnings)
 
 
-def look_at(number: int, line: str, folder: Path) -> Look:
+def look_at_line(number: int, line: str, folder: Path) -> Look:
     """A line with its files and words; what it shares with other lines is not seen here."""
     look = Look(number)
     try:
@@ -102,26 +108,35 @@ def look_at(number: int, line: str, folder: Path) -> Look:
         look.problems.append(str(error))
         return look
     look.problems += line_problems(look.fields, folder)
-    look.problems += text_problems(look.fields)
-    look_at_pixels(look, folder)
+    given = {name: look.fields.get(name) for name in ("image", "mask")}
+    files = {name: folder / path for name, path in given.items() if isinstance(path, str) and not leaves(path)}
+    for name in look_at_content(look, {name: path for name, path in files.items() if path != folder}):
+        if not files[name].resolve().is_relative_to(folder.resolve()):
+            look.warnings.append(f"{name} '{given[name]}' is a link out of the manifest's folder; a copy would lack it")
     look.problems = list(dict.fromkeys(look.problems))  # a header and its pixels can break for the same reason
     return look
 
 
-def look_at_pixels(look: Look, folder: Path) -> None:
-    """Decode image and mask of a line; each is judged even where the other cannot be read."""
+def look_at_record(number: int, record: Record) -> Look:
+    """A row of an index with its files and words."""
+    look = Look(number, fields=record.__dict__ | {"image": record.image.name, "mask": record.mask.name})
+    look_at_content(look, {"image": record.image, "mask": record.mask})
+    return look
+
+
+def look_at_content(look: Look, files: dict[str, Path | Member]) -> list[str]:
+    """Read the words and decode image and mask; each is judged even where the other cannot be read.
+
+    Returns:
+        Which of image and mask could be.
+    """
+    look.problems += text_problems(look.fields)
     arrays = {}
     for name, read in (("image", read_image), ("mask", decode)):
-        given = look.fields.get(name)
-        if not isinstance(given, str) or not given.strip() or leaves(given):
-            continue
         try:
-            arrays[name] = read(folder / given)
+            arrays |= {name: read(files[name])} if name in files else {}
         except ImageError as error:
             look.problems.append(f"{name} {error}")
-            continue
-        if not (folder / given).resolve().is_relative_to(folder.resolve()):
-            look.warnings.append(f"{name} '{given}' is a link out of the manifest's folder; a copy would lack it")
     if "image" in arrays:
         image = arrays["image"]
         look.pixels = digest(image)
@@ -138,11 +153,10 @@ def look_at_pixels(look: Look, folder: Path) -> None:
             look.warnings.append(f"mask '{look.fields['mask']}' is lesion everywhere; look whether it is inverted")
         if "image" in arrays:
             if mask.shape != image.shape[:2]:
-                height, width = image.shape[:2]
-                look.problems.append(
-                    f"mask is {mask.shape[1]}x{mask.shape[0]} but image is {width}x{height}; resize one"
-                )
+                sizes = "{1}x{0} but image is {3}x{2}".format(*mask.shape, *image.shape)
+                look.problems.append(f"mask is {sizes}; resize one")
             look.record = look.pixels + digest(mask) + str(look.fields.get("query", "")).encode("utf-8", "replace")
+    return list(arrays)
 
 
 def mask_problems(values: np.ndarray, mask: np.ndarray, fields: dict) -> Iterator[str]:
@@ -189,8 +203,8 @@ def shared_pixels(looks: Iterable[Look]) -> Iterator[str]:
         other = first.setdefault(look.pixels, look)
         if look.pixels and other.fields["split"] != look.fields["split"]:
             yield (
-                f"line {look.number}: image '{look.fields['image']}' of split '{look.fields['split']}' has the pixels of "
-                f"'{other.fields['image']}' of split '{other.fields['split']}' on line {other.number}; "
+                f"line {look.number}: image '{look.fields['image']}' of split '{look.fields['split']}' has the pixels "
+                f"of '{other.fields['image']}' of split '{other.fields['split']}' on line {other.number}; "
                 "keep them in one split"
             )
 

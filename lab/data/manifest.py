@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lab.data.images import ImageError, image_size
-from lab.data.sample import Record
+from lab.data.packed import PackedRecords, is_packed
+from lab.data.sample import Record, leaves
 from lab.errors import LabError
 
 SPLITS = ("train", "val", "test")
@@ -24,21 +26,24 @@ class ManifestError(LabError):
         self.problems = problems
 
 
-def read_manifest(path: Path | str) -> list[Record]:
+def read_manifest(path: Path | str) -> Sequence[Record]:
     """Read and validate a manifest, looking at the headers of its images and masks but not at their pixels.
 
     Args:
         path: A `manifest.jsonl`; the format is in `../shared/data/README.md` and in the README. `query` and `reasoning`
-            may be left out: the query then asks for the lesion by name.
+            may be left out: the query then asks for the lesion by name. Or what `core-seg data pack` wrote, the folder
+            or the Parquet file, which was validated then; its records are made when they are asked for.
 
     Raises:
         ManifestError: With a sentence for every broken line: number, what is wrong, what to do.
     """
     path = Path(path).absolute()
+    if is_packed(path):
+        return PackedRecords(path)
     problems: list[str] = []
     records: list[Record] = []
     lines_before = LinesBefore()
-    for number, line in manifest_lines(path):
+    for number, _, line in manifest_lines(path):
         try:
             record = read_line(line, path.parent)
             for problem in lines_before.problems(number, record.id, record.group, record.split):
@@ -72,8 +77,8 @@ class LinesBefore:
             )
 
 
-def manifest_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of the lines that are not blank, read one at a time.
+def manifest_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Number (from 1), place in the file (bytes) and text of the lines that are not blank, read one at a time.
 
     Raises:
         ManifestError: A file that cannot be read or is not UTF-8.
@@ -84,7 +89,7 @@ def manifest_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, raw in enumerate(file, start=1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if line.strip():
-                    yield number, line
+                    yield number, place, line
                 place += len(raw)
     except OSError as error:
         raise ManifestError([f"manifest '{path}' cannot be read ({error.strerror}); check the path"]) from None
@@ -125,7 +130,7 @@ def parse_line(line: str) -> dict:
 
 
 def line_problems(fields: dict, folder: Path) -> Iterator[str]:
-    """What is wrong with the fields of a line and the headers of its files, a sentence each; nothing when all is well."""
+    """What is wrong with the fields of a line and the headers of its files, a sentence each."""
     if missing := [name for name in (*TEXT_FIELDS, *NUMBER_FIELDS) if name not in fields]:
         yield f"field {' and '.join(map(repr, missing))} is missing; add it"
     sound = set()
@@ -164,29 +169,30 @@ def line_problems(fields: dict, folder: Path) -> Iterator[str]:
             )
 
 
-def leaves(path: str) -> bool:
-    """Whether a path of a manifest points out of its folder."""
-    return Path(path).is_absolute() or ".." in Path(path).parts
-
-
 def _with_queries(records: list[Record]) -> list[Record]:
-    """Ask for the lesion by name; where there is none, for a lesion that other images of the source have."""
-    names: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        name = asked_name(record.lesion)
-        if record.lesion != "none" and name not in names[record.source]:
-            names[record.source].append(name)
-    return [record if record.query else _with_query(record, sorted(names[record.source])) for record in records]
+        named_by_source(names, record.source, record.lesion)
+    chosen = {source: sorted(found) for source, found in names.items()}
+    return [with_query(record, chosen.get(record.source, [])) for record in records]
 
 
-def _with_query(record: Record, names: list[str]) -> Record:
+def named_by_source(names: dict[str, set[str]], source: str, lesion: str) -> None:
+    """Note how a record's lesion is asked for."""
+    if lesion != "none":
+        names[source].add(asked_name(lesion))
+
+
+def with_query(record: Record, names: list[str]) -> Record:
+    """Ask for the lesion by name where nothing is asked; where there is none, for one of its source's `names`."""
+    if record.query:
+        return record
     if record.lesion != "none":
         name = asked_name(record.lesion)
     else:
         pick = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:4], "big")
         name = names[pick % len(names)] if names else "lesion"
-    query = f"Locate and segment the {name} in this {record.anatomy} {record.modality}."
-    return Record(**{**record.__dict__, "query": query})
+    return replace(record, query=f"Locate and segment the {name} in this {record.anatomy} {record.modality}.")
 
 
 def asked_name(lesion: str) -> str:

@@ -10,7 +10,9 @@ import pytest
 
 from apps.cli import main
 from lab.data.check import NEAR, check_manifest, coordinates, near_pairs
+from lab.data.manifest import ManifestError, read_manifest
 from lab.data.synthetic import write_plain
+from tests.data.test_manifest import BROKEN
 
 
 class Planted:
@@ -118,6 +120,17 @@ def test_files_that_only_a_link_brings_into_the_folder_are_told(clean, tmp_path)
     (folder / "images").symlink_to(tmp_path / "elsewhere")
     report = check_manifest(folder / "manifest.jsonl", workers=1)
     assert not report.problems and len(report.warnings) == 24 and "link out of" in report.warnings[0]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_keeps_a_manifest_from_being_read_is_among_the_problems(name, lesion_lines, write_lines, tmp_path):
+    """Mending what is listed must be enough."""
+    cv2.imwrite(str(tmp_path / "other.png"), np.zeros((6, 8), np.uint8))
+    (tmp_path / "notes.txt").write_text("not an image")
+    path = write_lines([BROKEN[name][0](lesion_lines[0]), *lesion_lines[1:]])
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert set(caught.value.problems) <= set(check_manifest(path, workers=1).problems)
 
 
 @pytest.mark.parametrize("value", [1, 255])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lab.data.check import check_manifest
-from lab.data.manifest import read_manifest
 from lab.data.reason import REASON, chosen_questions, none_here, queries, write_reason
 from lab.data.synthetic import TRACK_BLOCK, case_seeds, make_case, write_plain
 from lab.errors import LabError
