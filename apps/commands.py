@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from apps.data_commands import check, filter_by_difficulty, pack, stats
+
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
     top |= {"release": release, "app": app, "demo": demo}
-    data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
-    data |= {"stats": stats, "pack": pack}
+    data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "sheet": sheet}
+    data |= {"check": check, "stats": stats, "pack": pack, "filter": filter_by_difficulty}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -311,64 +313,6 @@ def beside(manifest: Path, name: str) -> Path:
     if Path(name).name != name:
         raise LabError(f"--out '{name}' is not the name of a file; it is written beside the manifest")
     return manifest.parent / name
-
-
-def check(manifest: Path, workers: int = 2):
-    """List all that is wrong with a manifest: lines, files, pixels, words, and what two splits share; exit code 2 then.
-
-    Args:
-        manifest: manifest.jsonl, or what core-seg data pack wrote.
-        workers: Images that are read at once.
-    """
-    import sys
-
-    from lab.data.check import check_manifest
-    from lab.data.manifest import ManifestError
-
-    report = check_manifest(manifest, workers)
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if report.problems:
-        raise ManifestError(report.problems)
-    print(f"{report.lines} records, all well, {len(report.warnings)} warnings")
-
-
-def stats(manifest: Path, out: Path, name: str = ""):
-    """Draw how a manifest is distributed (OUT/distribution.png) and write a dataset card (OUT/README.md).
-
-    Args:
-        manifest: manifest.jsonl, or what core-seg data pack wrote.
-        out: Folder for both.
-        name: Title of the card; that of the manifest's folder where none is given.
-    """
-    from lab.data.manifest import read_manifest
-    from lab.data.statistics import dataset_card, draw_statistics, frame_of
-
-    frame = frame_of(read_manifest(manifest))
-    draw_statistics(out / "distribution.png", frame)
-    (out / "README.md").write_text(dataset_card(name or manifest.absolute().parent.name, frame, "distribution.png"))
-    print(f"wrote {out / 'README.md'} and {out / 'distribution.png'}: {len(frame)} records")
-
-
-def pack(manifest: Path, out: Path, images_per_shard: int = 1000, workers: int = 2):
-    """Pack a manifest so that a million records open at once: a Parquet index, and tar shards with images and masks.
-
-    The folder or the index is then given wherever a manifest.jsonl is. Run again, it goes on where it stopped.
-
-    Args:
-        manifest: manifest.jsonl.
-        out: Folder for index.parquet and shard-*.tar; or NAME.parquet beside the manifest for an index alone.
-        images_per_shard: Images in a shard, with all of their masks.
-        workers: Shards that are written at once.
-    """
-    from lab.data.pack import pack as write
-    from lab.data.packed import PackedRecords
-    from lab.errors import LabError
-
-    if images_per_shard < 1 or workers < 1:
-        raise LabError("--images_per_shard and --workers must be at least 1; change them")
-    index = write(manifest, out, images_per_shard, workers)
-    print(f"wrote {index}: {len(PackedRecords(index))} records")
 
 
 def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):
