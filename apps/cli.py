@@ -25,7 +25,10 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg data convert busi Dataset_BUSI_with_GT data/busi      a public set as it was unpacked
   core-seg data hard data/fresh/manifest.jsonl out/fresh        keep what a model finds hard
   core-seg data leave-out manifest.jsonl busi        train without a source, test on it alone
-  core-seg data check manifest.jsonl                 every broken line, and what to do about it
+  core-seg data check manifest.jsonl                 all that is wrong with a data set, and what to do about it
+  core-seg data stats manifest.jsonl card/           how it is distributed: a figure and a dataset card
+  core-seg data pack manifest.jsonl packed/          a Parquet index and tar shards, for a million records
+  core-seg data filter manifest.jsonl out/filter     keep what is hard for a U-Net that has not seen it
   core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions
   core-seg app                                       the lab: releases/ and runs/ side by side, rewards, rollouts
   core-seg demo                                      all of it on a CPU in about 12 minutes
