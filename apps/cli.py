@@ -13,6 +13,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
 
   core-seg fit -c configs/tiny/segmenter.yaml        train; also validate, test, predict (Lightning's commands)
   core-seg fit -c configs/tiny/sft.yaml --ckpt_path last        go on where a run stopped
+  core-seg estimate -c configs/paper/grpo.yaml --gpus 8x80GB     memory and time, before there is a GPU
   core-seg release runs/tiny-sft/checkpoints/best.ckpt releases/mine        what can be shared: safetensors
   core-seg segment scan.png --query "Locate and segment the polyp." --release releases/mine --out out/
   core-seg evaluate releases/mine --manifest manifest.jsonl --split test --out out/
@@ -68,6 +69,10 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         from apps.training import run_training
 
         return lambda: run_training(arguments)
+    if arguments[0] == "estimate":
+        from apps.estimate import run_estimate
+
+        return lambda: run_estimate(arguments[1:])
     from apps import commands
 
     return commands.find(arguments)
