@@ -26,6 +26,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg data check manifest.jsonl                 every broken line, and what to do about it
   core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions
   core-seg app                                       the lab: releases/ and runs/ side by side, rewards, rollouts
+  core-seg space out/space                           the folder to push to a Space on Hugging Face
   core-seg demo                                      all of it on a CPU in about 12 minutes
 
 Each command takes --help.

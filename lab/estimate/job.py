@@ -100,7 +100,7 @@ def start_of(h: dict[str, Any], beside: Path) -> dict[str, Any]:
     stage_1 = beside.parent / "sft.yaml"
     if not stage_1.is_file():
         raise LabError(
-            f"{beside}: start '{start}' does not exist, and no sft.yaml beside it says what it will be; train it, or give "
-            "--model.init_args.start RELEASE"
+            f"{beside}: start '{start}' does not exist, and no sft.yaml beside it says what it will be; train it, or "
+            "give --model.init_args.start RELEASE"
         )
     return yaml.safe_load(stage_1.read_text())["model"]["init_args"]["core_seg"]

@@ -1,7 +1,7 @@
 """The parts of a training step, traced: encoding the images, sampling, learning.
 
-They are written after `modules.sft`, `modules.grpo`, `lab.grpo.policy` and `lab.model.decoding`, with every length at its
-longest, and call their models, losses and caches, not their steps, which look at values that do not exist here.
+They are written after `modules.sft`, `modules.grpo`, `lab.grpo.policy` and `lab.model.decoding`, with every length at
+its longest, and call their models, losses and caches, not their steps, which look at values that do not exist here.
 """
 
 from contextlib import nullcontext
