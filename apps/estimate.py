@@ -11,13 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lab.errors import LabError
 from lab.estimate.job import Job, read_job
 from lab.estimate.machines import Machine, read_machine
-from lab.estimate.plan import GIB, USABLE, Estimate, advise, estimate, fits
+from lab.estimate.plan import GIB, USABLE, Estimate, advise, best, estimates
 
 ABOUT = """\
 What a configuration of stage 1 or 2 needs: parameters, memory on each GPU by part and strategy, tokens, FLOPs and time
 of a step, and what to change when it does not fit. Weights need not be there. Takes every flag of core-seg fit, such as
 --model.init_args.max_new_tokens 256."""
-STRATEGIES = {"single": "one GPU", "ddp": "ddp", "sharded": "sharded (FSDP2)"}
+NAMES = {"single": "one GPU", "ddp": "ddp", "fsdp2": "fsdp2 (sharded)"}
 
 
 def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
@@ -43,51 +43,56 @@ def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
 def run_estimate(arguments: list[str]) -> None:
     """Print the estimate of a configuration."""
     job, machine = read_arguments(arguments)
-    found = estimate(job)
-    for line in report(found, machine):
+    found = estimates(job, machine)
+    for line in report(found, job):
         print(line)
-    if found.best(machine):
+    if best(found):
         return
-    print(f"\nIt does not fit on {machine} with any strategy that uses all of it. One change after the other:")
-    last = found
-    for change, last in advise(found, machine):
-        strategies = [name for name in last.strategies(machine) if name != "single" or machine.world == 1]
-        memory = min((last.memory(name, machine.world) for name in strategies), key=lambda memory: memory.peak)
-        verdict = "fits" if fits(memory, machine) else f"not yet; most is needed for {memory.worst}"
-        print(f"  {change}: {memory.peak / GIB:.1f} GB ({memory.strategy}), {verdict}")
-    if not last.best(machine):
+    tried = min(found[-2:], key=lambda each: each.memory.peak) if machine.world > 1 else found[0]
+    print(f"\nIt does not fit on {machine}. One change after the other, with {NAMES[tried.strategy]}:")
+    steps = list(advise(tried, job))
+    for change, then in steps:
+        verdict = "fits" if then.fits else f"not yet: most is in use while {then.memory.worst}"
+        print(f"  {change}: {then.memory.peak / GIB:.1f} GB, {verdict}")
+    if not steps or not steps[-1][1].fits:
         print("  nothing is left to change: take larger GPUs or a smaller model")
 
 
-def report(found: Estimate, machine: Machine) -> Iterator[str]:
-    """The estimate as lines of text."""
-    job, model = found.job, found.job.core_seg
-    yield f"stage {job.stage}: {model.reasoner.model} with {model.segmenter.architecture}, on {machine}"
-    yield f"parameters: {found.total / 1e6:,.1f} M, of which {found.trained / 1e6:,.1f} M are trained"
-    batch = f"{job.records} records" + (f" x {job.group_size} completions" if job.stage == "grpo" else "")
-    length = f"prompts of {found.prompt_tokens} tokens, answers of {job.answer_tokens} (the most that is allowed)"
-    yield f"a step on each GPU: {batch}, {length}: {found.tokens:,} tokens, {found.flops / 1e12:,.1f} TFLOP"
-    yield ""
-    memories = [found.memory(name, machine.world) for name in found.strategies(machine)]
-    rows = [("GB (2^30 bytes) on each GPU", *(STRATEGIES[memory.strategy] for memory in memories))]
+def report(found: list[Estimate], job: Job) -> Iterator[str]:
+    """Estimates of one job under several strategies as lines of text."""
+    one, last, machine = found[0], found[-1], found[0].machine
+    yield f"stage {job.stage}: {job.core_seg.reasoner.model} with {job.core_seg.segmenter.architecture}, on {machine}"
+    yield f"parameters: {one.total / 1e6:,.1f} M, of which {one.trained / 1e6:,.2f} M are trained"
+    completions = f" x {job.group_size} completions" if job.stage == "grpo" else ""
+    yield f"a batch: {job.images} images, {job.records} records{completions}"
+    yield f"prompts of {one.prompt_tokens} tokens, answers of {job.answer_tokens}, the most that is allowed"
+    if job.images % machine.world:
+        share = f"estimated for {last.job.images} on each"
+        yield f"{job.images} images cannot be shared evenly by {machine.world} processes ({share}): change per_batch"
+    rows = [("on each GPU", *(NAMES[each.strategy] for each in found))]
+
+    def add(name: str, *values: float, form: str = ".2f") -> None:
+        rows.append((name, *(format(value, form) for value in values)))
+
+    add("tokens a step", *(each.tokens for each in found), form=",")
+    add("TFLOP a step", *(each.flops / 1e12 for each in found), form=",.1f")
+    memories = [each.memory for each in found]
     for part in ("weights", "gradients", "optimiser"):
-        rows.append((part, *(f"{getattr(memory, part) / GIB:.2f}" for memory in memories)))
-    rows.append(("SAM: weights", *(f"{memory.sam / GIB:.2f}" for memory in memories)))
-    rows.append(("SAM: encoding", *(f"{found.phases.segmenter.peak / GIB:.2f}" for _ in memories)))
-    rows.append(("activations", *(f"{found.phases.learning.peak / GIB:.2f}" for _ in memories)))
-    rows.append(("KV cache", *(f"{memory.kv_cache / GIB:.2f}" for memory in memories)))
+        add(f"GB: {part}", *(getattr(memory, part) / GIB for memory in memories))
+    add("GB: activations", *(each.phases.learning.peak / GIB for each in found))
+    add("GB: KV cache", *(each.phases.kv_cache / GIB for each in found))
+    add("GB: SAM, weights", *(memory.sam / GIB for memory in memories))
+    add("GB: SAM, its encoder at work", *(each.phases.segmenter.peak / GIB for each in found))
     for phase in memories[0].phases:
-        rows.append((f"in use while {phase}", *(f"{(m.held + m.phases[phase]) / GIB:.2f}" for m in memories)))
-    rows.append(("most at once", *(f"{memory.peak / GIB:.2f}" for memory in memories)))
-    limit = USABLE * machine.gigabytes
-    rows.append((f"fits (below {limit:.1f})", *("yes" if fits(memory, machine) else "NO" for memory in memories)))
-    times = [found.seconds(machine, name) for name in found.strategies(machine)]
-    rows.append(("seconds a step", *(f"{sum(parts.values()):.2f}" for parts in times)))
-    for part in times[-1]:
-        rows.append((f"  {part}", *(f"{parts.get(part, 0):.2f}" for parts in times)))
-    rows.append((f"hours of {job.steps:,} steps", *(f"{sum(t.values()) * job.steps / 3600:.1f}" for t in times)))
+        add(f"GB in use while {phase}", *((memory.held + memory.phases[phase]) / GIB for memory in memories))
+    add("GB at the worst moment", *(memory.peak / GIB for memory in memories))
+    rows.append((f"fits, below {USABLE * machine.gigabytes:.1f} GB", *("yes" if each.fits else "NO" for each in found)))
+    for part in ("encoding", "sampling", "learning", "communication"):
+        add(f"seconds: {part}", *(each.seconds.get(part, 0) for each in found))
+    add("seconds a step", *(sum(each.seconds.values()) for each in found))
+    add(f"hours of {job.steps:,} steps", *(sum(each.seconds.values()) * job.steps / 3600 for each in found), form=".1f")
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
     yield ""
-    yield f"Times are estimates for {machine.gpu.name}: docs/scaling.md says how they are made."
+    for row in rows:
+        yield "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+    yield f"\nGB are 2^30 bytes. Times are estimates for {machine.gpu.name}; docs/scaling.md says how they are made."

@@ -15,14 +15,12 @@ from lab.model.release import from_plain, read_checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, on one process."""
+    """A training run: the batch is that of all processes, or, from `share`, of one."""
 
     stage: Literal["sft", "grpo"]
     core_seg: CoreSegConfig
-    records: int
-    """In a batch; each process draws a batch of its own."""
-    images: int
-    """Different images in a batch, each of which the encoders see once."""
+    asked: tuple[int, ...]
+    """Of each image in a batch, how many records ask about it; the encoders see it once."""
     answer_tokens: int
     """Of the longest completion, `max_new_tokens`: the worst case."""
     steps: int
@@ -47,8 +45,20 @@ class Job:
     """Batches an optimiser step."""
 
     @property
+    def images(self) -> int:
+        return len(self.asked)
+
+    @property
+    def records(self) -> int:
+        return sum(self.asked)
+
+    @property
     def sampled(self) -> bool:
         return self.stage == "grpo" or self.own_text > 0
+
+    def share(self, world: int) -> "Job":
+        """What falls to the process that has most to do, when so many share each batch."""
+        return replace(self, asked=tuple(sorted(self.asked, reverse=True)[: -(-self.images // world)]))
 
 
 def read_job(settings: dict[str, Any], beside: Path) -> Job:
@@ -70,12 +80,13 @@ def read_job(settings: dict[str, Any], beside: Path) -> Job:
     core_seg = h.get("core_seg") or start_of(h, beside)
     config = from_plain(CoreSegConfig, core_seg, f"the model of '{beside}'")
     parts, trainer = settings["data"]["init_args"]["train"], settings["trainer"]
-    images = sum(-(-part["per_batch"] // part.get("queries_per_image", 1)) for part in parts)
+    asked = [
+        [part.get("queries_per_image", 1)] * (part["per_batch"] // part.get("queries_per_image", 1)) for part in parts
+    ]
     job = Job(
         stage="sft" if kind == "Sft" else "grpo",
         core_seg=config,
-        records=sum(part["per_batch"] for part in parts),
-        images=images,
+        asked=tuple(queries for records, queries in of_parts for _ in range(records // queries)),
         answer_tokens=h["max_new_tokens"],
         steps=trainer["max_steps"],
         lora_rank=h["lora_rank"] if kind == "Grpo" else config.reasoner.lora_rank,

@@ -5,6 +5,7 @@ Memory is traced, time is an estimate: FLOPs and bytes of a step over a stated s
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from lab.estimate.phases import Phases, trace_phases
 from lab.estimate.skeleton import Skeleton
 
 GIB = 2**30
+Strategy = Literal["single", "ddp", "fsdp2"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 USABLE = 0.92
 """Share of a GPU's memory that tensors can fill; the CUDA context, NCCL and fragmentation take the rest."""
 
@@ -23,17 +26,15 @@ USABLE = 0.92
 class Memory:
     """Bytes on each GPU at the worst moment of a step, by part."""
 
-    strategy: str
     weights: float
-    """Of the language model, the adapter and the heads; under `sharded` also of the layer that is gathered."""
+    """Of all but SAM; under `fsdp2` a share of the language model's layers, and the layer that is at work."""
     gradients: float
     optimiser: float
     """AdamW's two moments."""
     sam: float
     """SAM's weights."""
     phases: dict[str, float]
-    """What comes on top in each part of the step, its gradients included."""
-    kv_cache: float
+    """What comes on top in each part of the step, with its gradients."""
 
     @property
     def held(self) -> float:
@@ -52,106 +53,102 @@ class Memory:
 
 @dataclass
 class Estimate:
-    """A traced job."""
+    """A traced step of one process under a strategy."""
 
     job: Job
+    """The process's share."""
+    strategy: Strategy
+    machine: Machine
     phases: Phases
     total: int
     """Parameters."""
     trained: int
     sizes: dict[str, int]
-    """Bytes: `weights`, `sam`, `trained`, `layers` (the part of the language model that is sharded), `layer` (its
-    largest layer), `trained_layers`."""
+    """Bytes on one process that shards nothing: `weights`, `sam`, `trained`, `layers` (the language model's, which are
+    sharded), `layer` (the largest), `trained_layers`."""
     prompt_tokens: int
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step, prompt and completions."""
+        """Of a step on this process, prompts and completions."""
         job = self.job
         return job.accumulate * job.records * (self.prompt_tokens + job.group_size * job.answer_tokens)
 
     @property
     def flops(self) -> float:
-        """Of a step with the encoders."""
-        phases = self.phases
-        return (
-            phases.encoding.flops * self.job.accumulate
-            + phases.learning.flops
-            + self.sampled_share * (phases.sampling.flops)
-        )
+        """Of a step on this process, with the encoders."""
+        phases, accumulate = self.phases, self.job.accumulate
+        return phases.encoding.flops * accumulate + phases.learning.flops + self.samplings * phases.sampling.flops
 
     @property
-    def sampled_share(self) -> float:
+    def samplings(self) -> float:
+        """How often a step samples, on average."""
         return 1.0 if self.job.stage == "grpo" else self.job.own_text * self.job.accumulate
 
-    def memory(self, strategy: str, world: int) -> Memory:
-        """On each of `world` GPUs.
-
-        Args:
-            strategy: `single`, `ddp` (all of everything on each GPU, and buckets of gradients beside the gradients) or
-                `sharded` (FSDP2 of the language model's layers; one is whole while it works and one is fetched).
-            world: Number of processes.
-        """
+    @property
+    def memory(self) -> Memory:
+        """On each GPU."""
         s, phases = self.sizes, self.phases
-        weights, trained = s["weights"], s["trained"]
-        if strategy == "sharded":
-            weights += 2 * s["layer"] - s["layers"] * (1 - 1 / world)
-            trained -= s["trained_layers"] * (1 - 1 / world)
-        gradients = trained * (2 if strategy == "ddp" else 1)
-        buckets = gradients - trained
+        weights, trained, fetched = s["weights"], s["trained"], 0.0
+        if self.strategy == "fsdp2":  # a layer is whole while it works, and the next is fetched
+            elsewhere = 1 - 1 / self.machine.world
+            weights += 2 * s["layer"] - s["layers"] * elsewhere
+            trained -= s["trained_layers"] * elsewhere
+            fetched = s["layers"] * elsewhere - 2 * s["layer"]  # to sample and to validate, the whole model
         extra = {
-            "encoding images": phases.encoding.peak + buckets,
-            "sampling": phases.sampling.peak + buckets,
-            "learning": phases.learning.peak + gradients,
-            "optimiser step": trained + gradients,  # AdamW over all tensors at once holds one more set of them
+            "encoding images": phases.encoding.peak,
+            "sampling": phases.sampling.peak + fetched,
+            "learning": phases.learning.peak + trained,
+            "the optimiser's step": 2 * trained,  # AdamW over all tensors at once, or the sum over processes
         }
-        return Memory(strategy, weights, gradients, 2 * trained, s["sam"], extra, phases.kv_cache)
+        return Memory(weights, trained, 2 * trained, s["sam"], extra)
 
-    def seconds(self, machine: Machine, strategy: str) -> dict[str, float]:
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= USABLE * self.machine.gigabytes * GIB
+
+    @property
+    def seconds(self) -> dict[str, float]:
         """Of the parts of a step."""
-        gpu, job, phases = machine.gpu, self.job, self.phases
+        gpu, job, phases = self.machine.gpu, self.job, self.phases
         fast, slow = UTILISATION * gpu.bf16, UTILISATION * gpu.fp32
         frozen = fast if job.weights == torch.bfloat16 else slow  # without autocast
         towers = phases.encoding.flops - phases.segmenter.flops
         read = phases.read_bytes / (BANDWIDTH_SHARE * gpu.memory)
+        sampling = max(read, phases.sampling.flops / frozen, phases.sampling.operators * LAUNCH)
+        learning = phases.learning.flops / (fast if job.bf16 else frozen)
         parts = {
             "encoding": job.accumulate * (phases.segmenter.flops / slow + towers / frozen),
-            "sampling": self.sampled_share
-            * max(read, phases.sampling.flops / frozen, phases.sampling.operators * LAUNCH),
-            "learning": max(phases.learning.flops / (fast if job.bf16 else frozen), phases.learning.operators * LAUNCH),
+            "sampling": self.samplings * sampling,
+            "learning": max(learning, phases.learning.operators * LAUNCH),
         }
-        if strategy == "sharded":  # layers are gathered for each pass, and for each token that is sampled
-            passes = (3 if job.beta else 2) * (job.records if job.stage == "grpo" else 1) * job.inner_steps
-            gathered = self.sizes["layers"] / machine.link
-            parts["communication"] = gathered * (passes * job.accumulate + self.sampled_share * job.answer_tokens)
-        elif strategy == "ddp":
-            parts["communication"] = 2 * self.sizes["trained"] / machine.link
+        if self.strategy == "fsdp2":  # layers are fetched for each pass, and once to sample
+            passes = 2 + (job.beta > 0)
+            groups = job.records * job.inner_steps if job.stage == "grpo" else 1
+            fetches = passes * groups * job.accumulate + self.samplings
+            parts["communication"] = fetches * self.sizes["layers"] / self.machine.link
+        elif self.strategy == "ddp":
+            parts["communication"] = 2 * self.sizes["trained"] / self.machine.link
         return parts
 
-    def strategies(self, machine: Machine) -> list[str]:
-        return ["single", "ddp", "sharded"] if machine.world > 1 else ["single"]
 
-    def best(self, machine: Machine) -> tuple[str, Memory] | None:
-        """The fastest strategy that uses all GPUs and fits, with its memory; None where none does."""
-        able = [
-            (sum(self.seconds(machine, name).values()), name)
-            for name in self.strategies(machine)
-            if (name != "single" or machine.world == 1) and fits(self.memory(name, machine.world), machine)
-        ]
-        return (min(able)[1], self.memory(min(able)[1], machine.world)) if able else None
+def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
+    """Build a job's model on the meta device and trace a step of one process of it.
 
-
-def fits(memory: Memory, machine: Machine) -> bool:
-    return memory.peak <= USABLE * machine.gigabytes * GIB
-
-
-def estimate(job: Job) -> Estimate:
-    """Build a job's model on the meta device and trace a step of it."""
+    Args:
+        job: With the batch of all processes.
+        machine: Whose GPUs share the batch; with `single` one of them has all of it.
+        strategy: `single`, `ddp` (all of everything on each GPU) or `fsdp2` (the language model's layers spread, for
+            which all weights are float32).
+    """
+    if strategy != "single":
+        job = job.share(machine.world)
+    if strategy == "fsdp2":
+        job = replace(job, weights=torch.float32)
     skeleton = Skeleton(job)
-    segmenter = list(skeleton.segmenter.parameters())
     layers: nn.ModuleList = skeleton.language_model.layers
     trained = [p for p in skeleton.parameters() if p.requires_grad]
-    sam = size(segmenter)
+    sam = size(skeleton.segmenter.parameters()) + size(skeleton.segmenter.buffers())
     sizes = {
         "weights": size(skeleton.parameters()) + size(skeleton.buffers()) - sam,
         "sam": sam,
@@ -162,7 +159,19 @@ def estimate(job: Job) -> Estimate:
     }
     total = sum(p.numel() for p in skeleton.parameters())
     phases = trace_phases(skeleton, job)
-    return Estimate(job, phases, total, sum(p.numel() for p in trained), sizes, skeleton.prompt_tokens)
+    counts = total, sum(p.numel() for p in trained), sizes
+    return Estimate(job, strategy, machine, phases, *counts, skeleton.prompt_tokens)
+
+
+def estimates(job: Job, machine: Machine) -> list[Estimate]:
+    """Of every strategy that a machine allows, one GPU by itself first."""
+    return [estimate(job, machine, strategy) for strategy in STRATEGIES if strategy == "single" or machine.world > 1]
+
+
+def best(found: list[Estimate]) -> Estimate | None:
+    """The fastest that fits and uses all GPUs; None where none does."""
+    able = [each for each in found if each.fits and (each.strategy != "single" or each.machine.world == 1)]
+    return min(able, key=lambda each: sum(each.seconds.values()), default=None)
 
 
 def size(tensors: Iterable[torch.Tensor]) -> int:
@@ -170,35 +179,45 @@ def size(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def changes(job: Job, worst: str) -> Iterator[tuple[str, Job]]:
-    """Settings that make the worst part of a step smaller, the ones that cost least first."""
-    if job.weights == torch.float32 and job.lora_rank and job.core_seg.reasoner.model != "small":
+def changes(job: Job, machine: Machine, worst: str) -> Iterator[tuple[str, Job]]:
+    """Settings that make the worst part of a step smaller, the ones that cost least first.
+
+    Args:
+        job: With the batch of all processes.
+        machine: Where it does not fit.
+        worst: `Memory.worst` there.
+    """
+    checkpoint = job.core_seg.reasoner.model != "small"
+    if checkpoint and job.lora_rank and job.weights == torch.float32:
         yield "reasoner.dtype bfloat16", replace(job, weights=torch.bfloat16)
-    if worst == "learning" and not job.checkpointing and job.core_seg.reasoner.model != "small":
+    if checkpoint and worst == "learning" and not job.checkpointing:
         yield "gradient_checkpointing true", replace(job, checkpointing=True)
-    if worst == "learning" and job.stage == "grpo":
-        if job.group_size > 4:
-            yield f"group_size {job.group_size // 2}", replace(job, group_size=job.group_size // 2)
-        if job.answer_tokens > 128:
-            yield f"max_new_tokens {job.answer_tokens // 2}", replace(job, answer_tokens=job.answer_tokens // 2)
-    elif job.records > 1:
-        half = replace(job, records=job.records // 2, images=-(-job.images // 2))
-        words = f"per_batch halved ({half.records} records together)"
+    if job.images > machine.world and (worst != "learning" or job.stage == "sft"):
+        half = replace(job, asked=job.asked[::2])
+        words = f"per_batch halved ({half.images} images together)"
         if job.stage == "sft":
             half = replace(half, accumulate=2 * job.accumulate)
             words += f" and trainer.accumulate_grad_batches {half.accumulate}"
         yield words, half
-    if worst == "optimiser step" and not job.lora_rank:
+    if job.stage == "grpo" and job.group_size > 4:
+        yield f"group_size {job.group_size // 2}", replace(job, group_size=job.group_size // 2)
+    if job.sampled and job.answer_tokens > 128:
+        yield f"max_new_tokens {job.answer_tokens // 2}", replace(job, answer_tokens=job.answer_tokens // 2)
+    if checkpoint and not job.lora_rank:
         yield "reasoner.lora_rank 64", replace(job, lora_rank=64)
 
 
-def advise(found: Estimate, machine: Machine) -> Iterator[tuple[str, Estimate]]:
-    """One change after another, each with what it leads to, until it fits or nothing is left to change."""
-    strategy = "single" if machine.world == 1 else "sharded"
-    while not found.best(machine):
-        memory = found.memory(strategy, machine.world)
-        change = next(changes(found.job, memory.worst), None)
+def advise(found: Estimate, job: Job) -> Iterator[tuple[str, Estimate]]:
+    """One change after another, each with what it leads to, until it fits or nothing is left to change.
+
+    Args:
+        found: What does not fit.
+        job: With the batch of all processes.
+    """
+    while not found.fits:
+        change = next(changes(job, found.machine, found.memory.worst), None)
         if change is None:
             return
-        found = estimate(change[1])
-        yield change[0], found
+        words, job = change
+        found = estimate(job, found.machine, found.strategy)
+        yield words, found

@@ -16,6 +16,7 @@ from lab.model.adapter import adapter_for
 from lab.model.reasoner import small_config, small_tokenizer
 from lab.model.segmenter import Segmenter
 
+TILED = ("idefics3", "smolvlm")
 QUERY_TOKENS = 40
 """Of the chat template and a query, about, beside the visual tokens."""
 
@@ -37,7 +38,8 @@ class Skeleton(nn.Module):
             self.segmenter = Segmenter(job.core_seg.segmenter)
             self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)
             self.relevance = nn.Linear(self.hidden_size, 1)
-            self.image_tokens = (config.image_size // self.pixels_per_token) ** 2
+            if not self.small and job.lora_rank:
+                self.seg_rows = nn.Parameter(torch.empty(1 if shapes.tie_word_embeddings else 2, self.hidden_size))
             if self.small:
                 self.scene = nn.Linear(2 * config.scene_dim, self.hidden_size)
                 self.visual_norm = nn.LayerNorm(self.hidden_size)
@@ -84,14 +86,21 @@ class Skeleton(nn.Module):
         return self.language_model.config.hidden_size
 
     @property
-    def pixels_per_token(self) -> int:
-        """Side of the square that one visual token shows, in pixels."""
-        config = self.vlm.config
+    def tiles(self) -> int:
+        """SmolVLM: pictures that an image is seen as, which are its tiles and, where there are several, the whole."""
+        side = self.image_size // self.vlm.config.vision_config.image_size
+        return side**2 + 1 if side > 1 else 1
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of an image."""
+        config, vision = self.vlm.config, self.vlm.config.vision_config
         if config.model_type == "qwen2_5_vl":
-            return config.vision_config.patch_size * config.vision_config.spatial_merge_size
-        if config.model_type in ("idefics3", "smolvlm"):
-            return config.vision_config.patch_size * config.scale_factor
-        return 32 if self.small else self.tower.timm_model.feature_info[-1]["reduction"]
+            return (self.image_size // (vision.patch_size * vision.spatial_merge_size)) ** 2
+        if config.model_type in TILED:
+            return self.tiles * (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+        stride = 32 if self.small else self.tower.timm_model.feature_info[-1]["reduction"]
+        return (self.image_size // stride) ** 2
 
     @property
     def prompt_tokens(self) -> int:
@@ -99,18 +108,18 @@ class Skeleton(nn.Module):
 
     def see(self, images: int) -> Tensor:
         """So many images through the vision tower and, where it is not trained, into the language model's space."""
-        config, side, dtype = self.vlm.config, self.image_size, self.vlm.dtype
+        config, vision, side, dtype = self.vlm.config, self.vlm.config.vision_config, self.image_size, self.vlm.dtype
+        if config.model_type in TILED:  # its forward looks at the values of a padding mask
+            pixels = torch.empty(images * self.tiles, 3, *[vision.image_size] * 2, device="meta", dtype=dtype)
+            embedded = self.tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2).contiguous()
+            return self.vlm.model.connector(self.tower.encoder(inputs_embeds=embedded).last_hidden_state)
         pixels = torch.empty(images, 3, side, side, device="meta", dtype=dtype)
         if config.model_type == "qwen2_5_vl":
-            vision = config.vision_config
             patches = side // vision.patch_size
             grid = torch.tensor([[1, patches, patches]] * images)
             flat = pixels.new_empty(images * patches**2, 3 * vision.temporal_patch_size * vision.patch_size**2)
             places = get_vision_position_ids(grid, vision.spatial_merge_size).to("meta")
             return self.tower(flat, grid_thw=grid, position_ids=places).pooler_output
-        if config.model_type in ("idefics3", "smolvlm"):  # its forward looks at the values of a padding mask
-            embedded = self.tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2).contiguous()
-            return self.vlm.model.connector(self.tower.encoder(inputs_embeds=embedded).last_hidden_state)
         return self.tower(pixels).last_hidden_state
 
     @property
@@ -144,12 +153,10 @@ class Skeleton(nn.Module):
 
     def visual(self, rows: int, embeddings: Tensor) -> Tensor:
         """Visual tokens (B, image_tokens, D), by the layers that are trained."""
-        if self.vlm.config.model_type != "fast_vlm":
+        if not self.small:
             return torch.empty(rows, self.image_tokens, self.hidden_size)
         features = torch.empty(rows, self.image_tokens, self.vlm.config.vision_config.hidden_size)
         visual = self.vlm.model.multi_modal_projector(features)
-        if not self.small:
-            return visual
         side = math.isqrt(self.image_tokens)
         pooled = [pool(embeddings, side) for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)]
         scene = self.scene(torch.cat(pooled, dim=1).flatten(2).transpose(1, 2))

@@ -6,20 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from apps.cli import main
 from apps.estimate import read_arguments
 from lab.data.reason import write_reason
-from lab.errors import LabError
-from lab.estimate.machines import read_machine
-from lab.estimate.plan import GIB, advise, estimate, fits
-from lab.estimate.published import PUBLISHED
-from lab.estimate.skeleton import Skeleton
+from lab.estimate.machines import Machine
+from lab.estimate.plan import estimate
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
 
 ROOT = Path(__file__).parents[2]
+ONE = Machine(1, 1, 24)
 MODEL = "--model.init_args"
 SIZES = ["segmenter.image_size=128", "segmenter.embed_dim=64", "segmenter.weights=random"]
 SIZES += ["reasoner.image_size=128", "reasoner.scene_dim=64", "reasoner.hidden_size=256"]
@@ -52,7 +49,7 @@ def measured(stage, lesions, folder, *more):
 def compare(guess, found):
     """Parameters to the last one, tensors to a thousandth, the peak to 15 %."""
     assert (guess.total, guess.trained) == (found["parameters"], found["trained"])
-    memory = guess.memory("single", 1)
+    memory = guess.memory
     assert memory.weights + memory.sam == pytest.approx(found["weights"], rel=1e-3)
     assert memory.optimiser == pytest.approx(found["optimiser"], rel=1e-2)
     took = found["weights"] + found["peak"]
@@ -76,7 +73,7 @@ def test_memory_of_stage_1_is_what_a_step_takes(lesions, tmp_path, monkeypatch, 
     more = [f"{MODEL}.segmenter_checkpoint=null", f"{MODEL}.bf16={bf16}", f"{MODEL}.decoder_after=0", *sizes]
     job, found = measured("sft", lesions, tmp_path, *more)
     assert (job.records, job.images) == (found["records"], found["images"])
-    guess = estimate(replace(job, answer_tokens=max(found["answers"]), own_text=0.0))
+    guess = estimate(replace(job, answer_tokens=max(found["answers"]), own_text=0.0), ONE, "single")
     compare(guess, found)
 
 
@@ -91,4 +88,4 @@ def test_memory_of_stage_2_is_what_a_step_takes(lesions, tmp_path, monkeypatch):
     more = [f"{MODEL}.start=start", f"{MODEL}.max_new_tokens=64", f"{MODEL}.bf16=true"]
     job, found = measured("grpo", lesions, tmp_path, *more)
     assert job.answer_tokens == 64 == max(found["answers"])
-    compare(estimate(job), found)
+    compare(estimate(job, ONE, "single"), found)
