@@ -13,6 +13,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
 
   core-seg fit -c configs/tiny/segmenter.yaml        train; also validate, test, predict (Lightning's commands)
   core-seg fit -c configs/tiny/sft.yaml --ckpt_path last        go on where a run stopped
+  core-seg estimate -c configs/paper/grpo.yaml --gpus 8x80GB     memory and time, before there is a GPU
   core-seg release runs/tiny-sft/checkpoints/best.ckpt releases/mine        what can be shared: safetensors
   core-seg merge releases/mine releases/merged       LoRA becomes part of the weights
   core-seg push releases/mine owner/name --dry_run true        to the Hugging Face hub
@@ -31,6 +32,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg data filter manifest.jsonl out/filter     keep what is hard for a U-Net that has not seen it
   core-seg data sheet sheet.png                      a contact sheet of the synthetic lesions
   core-seg app                                       the lab: releases/ and runs/ side by side, rewards, rollouts
+  core-seg space out/space                           the folder to push to a Space on Hugging Face
   core-seg demo                                      all of it on a CPU in about 12 minutes
 
 Each command takes --help.
@@ -74,6 +76,10 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         from apps.training import run_training
 
         return lambda: run_training(arguments)
+    if arguments[0] == "estimate":
+        from apps.estimate import run_estimate
+
+        return lambda: run_estimate(arguments[1:])
     from apps import commands
 
     return commands.find(arguments)

@@ -22,7 +22,7 @@ from apps.publishing import merge, push, release
 def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
-    top |= {"release": release, "merge": merge, "push": push, "app": app, "demo": demo}
+    top |= {"release": release, "merge": merge, "push": push, "space": space, "app": app, "demo": demo}
     data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "sheet": sheet, "convert": convert}
     data |= {"check": check, "stats": stats, "pack": pack, "filter": filter_by_difficulty, "reason": reason}
     words = 2 if arguments[0] == "data" else 1
@@ -237,6 +237,20 @@ def app(
     if not library.models():
         raise LabError(f"there is no release in '{releases}' and no trained run; train one, or give --releases DIR")
     launch(library, port, public)
+
+
+def space(out: Path, *, releases: Path = Path("releases")):
+    """Assemble the folder to push to a Space on Hugging Face: the public page with releases of the tiny preset.
+
+    Args:
+        out: New folder, or an empty clone of the Space.
+        releases: Folder of releases, or one release.
+    """
+    from apps.lab.library import Library
+    from apps.space.assemble import assemble
+
+    size = assemble(out, list(Library(releases).models().values()))
+    print(f"wrote {out} ({size / 1e6:.1f} MB); commit and push it, or try it with: python {out}/app.py")
 
 
 def demo(data: str = "", minutes: float = 9.0, page: bool = True, port: int = 7860):

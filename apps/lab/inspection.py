@@ -16,13 +16,14 @@ import matplotlib
 import numpy as np
 
 from apps.lab import views
+from apps.lab.asking import Answer, Asker
 from apps.lab.library import Library
 from lab.data.facts import measure
 from lab.data.images import ImageError, image_size, load_sample
 from lab.data.scans import Scan, open_scan
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
-from lab.model.core_seg import CoreSeg, Prediction, Scene
+from lab.model.core_seg import Scene
 from lab.model.decoding import Sampling
 
 COLUMNS = 4
@@ -120,20 +121,18 @@ def window_of(centre: float | None, width: float | None) -> tuple[float, float] 
     return centre - abs(width) / 2, centre + abs(width) / 2
 
 
-def answered(model: CoreSeg, name: str, scene: Scene, said: list[Prediction], result: Result, truth, facts):
-    """Boxes, mask, attention and scores of a finished or edited answer, the only one of `said`."""
-    (prediction,) = said
-    boxes = model.config.reasoner.max_boxes
+def shown_of(answer: Answer, name: str, max_boxes: int, result: Result, truth, facts) -> views.Shown:
+    """An answer with its scores, and with what it is compared with."""
     first = next(iter(result.shown.values()), None)
     return views.Shown(
         name=name,
-        prediction=prediction,
-        attention=model.attention(scene, [prediction.text])[0],
+        prediction=answer.prediction,
+        attention=answer.attention,
         truth=truth,
         facts=facts,
-        max_boxes=boxes,
+        max_boxes=max_boxes,
         other=first.prediction.mask if first else None,
-        scores=views.score(prediction, truth, boxes) if truth is not None else {},
+        scores=views.score(answer.prediction, truth, max_boxes) if truth is not None else {},
     )
 
 
@@ -179,7 +178,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         library: Where models and records come from.
         public: Takes images of at most `PUBLIC_PIXELS` and no volumes.
     """
-    results = Results()
+    results, asker = Results(), Asker(library)
     names = list(library.models())
     records = sorted(library.records, key=lambda name: ("test", "val", "train").index(library.records[name].split))
 
@@ -240,18 +239,17 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             copied: link(result.record, query, chosen),
         }
         for number, name in enumerate(chosen):
-            start, model, text = time.perf_counter(), library.model(name), ""
-            scene = model.open([image], [query])
+            start, boxes = time.perf_counter(), library.model(name).config.reasoner.max_boxes
             shown_at = 0.0
-            for token, text in enumerate(model.stream(scene, sampling=sampling)):
-                if token and time.perf_counter() - shown_at > STREAM_SECONDS:  # the first, <think>, shows nothing
+            for token, said in enumerate(asker.answer(name, image, query, sampling)):
+                # the first, <think>, shows nothing
+                if isinstance(said, str) and token and time.perf_counter() - shown_at > STREAM_SECONDS:
                     shown_at = time.perf_counter()
-                    yield begun | {texts[number]: f"<h3>{name}</h3>" + views.reasoning(text)}
+                    yield begun | {texts[number]: f"<h3>{name}</h3>" + views.reasoning(said)}
                     begun = {}
-            said = model.conclude(scene, [model.reasoner.completion_ids(text)])
-            shown = answered(model, name, scene, said, result, truth, facts)
+            shown = shown_of(said, name, boxes, result, truth, facts)
             shown.prediction.seconds = time.perf_counter() - start
-            result.shown[name], result.scenes[name] = shown, scene
+            result.shown[name], result.scenes[name] = shown, said.scene
             said, seen = column(shown, image)
             done |= {texts[number]: said, pictures[number]: seen, edited: shown.prediction.text}
             yield done
@@ -269,9 +267,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
         before = result.shown[name]
         start = time.perf_counter()
-        model, scene = library.model(name), result.scenes[name]
-        said = model.segment_text(scene, [text])
-        after = answered(model, name, scene, said, result, before.truth, before.facts)
+        answer = asker.again(name, result.scenes[name], text)
+        after = shown_of(answer, name, before.max_boxes, result, before.truth, before.facts)
         after.prediction.seconds, after.other = time.perf_counter() - start, before.prediction.mask
         same = dice_iou(before.prediction.mask, after.prediction.mask)[0]
         areas = f"{before.prediction.mask.mean():.1%} to {after.prediction.mask.mean():.1%}"
@@ -285,11 +282,9 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         result = results.get(key)
         if name not in result.scenes:
             raise gr.Error("Choose a model that has answered.")
-        model, shown = library.model(name), result.shown[name]
-        texts = model.sample(result.scenes[name], int(count), Sampling(max(0.05, temperature), seed=int(seed)))
+        shown, sampling = result.shown[name], Sampling(max(0.05, temperature), seed=int(seed))
         cards = []
-        for draft in texts:
-            (said,) = model.conclude(result.scenes[name], [model.reasoner.completion_ids(draft)])
+        for said in asker.several(name, result.scenes[name], int(count), sampling):
             scores = views.score(said, shown.truth, shown.max_boxes) if shown.truth is not None else {}
             picture = contoured(result.image, shown.truth, said.mask)
             dice = f"Dice {scores['Dice']:.3f}" if scores else f"area {said.mask.mean():.1%}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from apps.lab import blind, data, inspection, leaderboard, rewards, rollouts, views
+from apps.lab import inspection, views
 from apps.lab.library import Library
 from lab.errors import LabError
 
@@ -41,6 +41,8 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
             with gr.Tab("Inspect", id="inspect"):
                 record, query, models = inspection.build(library, public)
             if not public:
+                from apps.lab import blind, data, leaderboard, rewards, rollouts  # a Space has none of them
+
                 with gr.Tab("Rewards", id="rewards"):
                     runs, metrics = rewards.build(library)
                 with gr.Tab("Rollouts", id="rollouts"):
@@ -79,15 +81,15 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
     return page.queue(max_size=QUEUE)
 
 
-def launch(library: Library, port: int, public: bool = False, block: bool = True) -> str:
-    """Serve the page on 127.0.0.1, at a free port when `port` is 0.
+def launch(library: Library, port: int, public: bool = False, block: bool = True, host: str = "127.0.0.1") -> str:
+    """Serve the page on an address of this machine, at a free port when `port` is 0.
 
     Returns:
         The address.
     """
     page = build(library, public)
     _, url, _ = page.launch(
-        server_name="127.0.0.1",
+        server_name=host,
         server_port=port or None,
         prevent_thread_lock=True,
         quiet=True,

@@ -1,0 +1,173 @@
+"""CORE-Seg without numbers: the modules of a configuration on the meta device, for counting and for tracing."""
+
+import math
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText
+from transformers.vision_utils import get_vision_position_ids
+
+from lab.estimate.job import Job
+from lab.estimate.published import architecture
+from lab.model.adapter import adapter_for
+from lab.model.reasoner import small_config, small_tokenizer
+from lab.model.segmenter import Segmenter
+
+TILED = ("idefics3", "smolvlm")
+QUERY_TOKENS = 40
+"""Of the chat template and a query, about, beside the visual tokens."""
+
+
+class Skeleton(nn.Module):
+    """The parts of `lab.model.core_seg.CoreSeg` with their shapes and what of them is trained, but no values.
+
+    It is built from configurations alone, because a hub's weights and tokenizer need not be there.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        config = job.core_seg.reasoner
+        self.small, self.image_size = config.model == "small", config.image_size
+        self.one_backbone = self.small and job.core_seg.segmenter.architecture == "small"
+        with torch.device("meta"):
+            shapes = small_config(config, small_tokenizer()) if self.small else architecture(config.model)
+            self.vlm = AutoModelForImageTextToText.from_config(shapes).to(job.weights)
+            self.segmenter = Segmenter(job.core_seg.segmenter)
+            self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)
+            self.relevance = nn.Linear(self.hidden_size, 1)
+            if not self.small and job.lora_rank:
+                self.seg_rows = nn.Parameter(torch.empty(1 if shapes.tie_word_embeddings else 2, self.hidden_size))
+            if self.small:
+                self.scene = nn.Linear(2 * config.scene_dim, self.hidden_size)
+                self.visual_norm = nn.LayerNorm(self.hidden_size)
+                self.image_positions = nn.Parameter(torch.empty(self.image_tokens, self.hidden_size))
+                if self.one_backbone:
+                    self.tower.timm_model = self.segmenter.image_encoder.backbone
+        self.train_what(job)
+        if job.checkpointing:
+            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def train_what(self, job: Job) -> None:
+        """Freeze and adapt as `Reasoner.add_lora`, `CoreSeg.freeze_encoders` and stage 2 do."""
+        if job.stage == "grpo":
+            for part in (self.vlm, self.relevance, *([self.scene, self.visual_norm] if self.small else [])):
+                part.requires_grad_(False)
+            if self.small:
+                self.image_positions.requires_grad_(False)
+        if job.lora_rank:
+            (self.language_model if self.small else self.vlm).requires_grad_(False)
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+            lora = LoraConfig(r=job.lora_rank, lora_alpha=2 * job.lora_rank, target_modules=targets)
+            with torch.device("meta"):
+                inject_adapter_in_model(lora, self.language_model)
+            for name, parameter in self.language_model.named_parameters():
+                if "lora_" in name:
+                    parameter.data = parameter.data.float()
+        if not job.trains_encoders:
+            self.tower.requires_grad_(False)
+            self.segmenter.image_encoder.requires_grad_(False)
+        elif job.core_seg.segmenter.architecture == "small":
+            self.segmenter.image_encoder.freeze_shallow()
+        self.segmenter.prompt_encoder.requires_grad_(False)
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.vlm.get_encoder("image")
+
+    @property
+    def language_model(self) -> nn.Module:
+        return self.vlm.get_decoder()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.language_model.config.hidden_size
+
+    @property
+    def tiles(self) -> int:
+        """SmolVLM: pictures that an image is seen as, which are its tiles and, where there are several, the whole."""
+        side = self.image_size // self.vlm.config.vision_config.image_size
+        return side**2 + 1 if side > 1 else 1
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of an image."""
+        config, vision = self.vlm.config, self.vlm.config.vision_config
+        if config.model_type == "qwen2_5_vl":
+            return (self.image_size // (vision.patch_size * vision.spatial_merge_size)) ** 2
+        if config.model_type in TILED:
+            return self.tiles * (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+        stride = 32 if self.small else self.tower.timm_model.feature_info[-1]["reduction"]
+        return (self.image_size // stride) ** 2
+
+    @property
+    def prompt_tokens(self) -> int:
+        return QUERY_TOKENS + self.image_tokens
+
+    def see(self, images: int) -> Tensor:
+        """So many images through the vision tower and, where it is not trained, into the language model's space."""
+        config, vision, side, dtype = self.vlm.config, self.vlm.config.vision_config, self.image_size, self.vlm.dtype
+        if config.model_type in TILED:  # its forward looks at the values of a padding mask
+            pixels = torch.empty(images * self.tiles, 3, *[vision.image_size] * 2, device="meta", dtype=dtype)
+            embedded = self.tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2).contiguous()
+            return self.vlm.model.connector(self.tower.encoder(inputs_embeds=embedded).last_hidden_state)
+        pixels = torch.empty(images, 3, side, side, device="meta", dtype=dtype)
+        if config.model_type == "qwen2_5_vl":
+            patches = side // vision.patch_size
+            grid = torch.tensor([[1, patches, patches]] * images)
+            flat = pixels.new_empty(images * patches**2, 3 * vision.temporal_patch_size * vision.patch_size**2)
+            places = get_vision_position_ids(grid, vision.spatial_merge_size).to("meta")
+            return self.tower(flat, grid_thw=grid, position_ids=places).pooler_output
+        return self.tower(pixels).last_hidden_state
+
+    @property
+    def mask_side(self) -> int:
+        return 4 * self.segmenter.config.embedding_size
+
+    def lora_layers(self) -> list[BaseTunerLayer]:
+        return [layer for layer in self.language_model.modules() if isinstance(layer, BaseTunerLayer)]
+
+    def pixels(self, images: int) -> Tensor:
+        """Of the padded squares (B, 3, S, S), where the parameters are."""
+        side = self.segmenter.config.image_size
+        return self.relevance.weight.new_empty(images, 3, side, side)
+
+    def embeddings(self, rows: int) -> Tensor:
+        """The segmenter's of images (B, C, h, w), float32 as the cache gives them."""
+        config = self.segmenter.config
+        return torch.empty(rows, config.embed_dim, config.embedding_size, config.embedding_size)
+
+    def positions(self, rows: int, length: int) -> Tensor:
+        """(B, T), or (3, B, T) where positions have three dimensions."""
+        shape = (3, rows, length) if self.vlm.config.model_type == "qwen2_5_vl" else (rows, length)
+        return torch.empty(shape, dtype=torch.long)
+
+    def embed(self, rows: int, length: int, embeddings: Tensor) -> Tensor:
+        """What the language model is given (B, T, D): visual tokens and words."""
+        words = self.vlm.get_input_embeddings()(torch.empty(rows, length, dtype=torch.long))
+        visual = self.visual(rows, embeddings)
+        where = torch.empty(rows, length, 1, dtype=torch.bool)
+        return words.masked_scatter(where, visual.to(words.dtype))
+
+    def visual(self, rows: int, embeddings: Tensor) -> Tensor:
+        """Visual tokens (B, image_tokens, D), by the layers that are trained."""
+        if not self.small:
+            return torch.empty(rows, self.image_tokens, self.hidden_size)
+        features = torch.empty(rows, self.image_tokens, self.vlm.config.vision_config.hidden_size)
+        visual = self.vlm.model.multi_modal_projector(features)
+        side = math.isqrt(self.image_tokens)
+        pooled = [pool(embeddings, side) for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)]
+        scene = self.scene(torch.cat(pooled, dim=1).flatten(2).transpose(1, 2))
+        return self.visual_norm(visual + scene) + self.image_positions
+
+    def read(self, embeds: Tensor, rows: int) -> Tensor:
+        """Last hidden states (B, T, D) of whole sequences (B, T, D), each with an attention mask of its own."""
+        length = embeds.shape[1]
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=torch.empty(rows, 1, length, length, dtype=torch.bool),
+            position_ids=self.positions(rows, length),
+            use_cache=False,
+        ).last_hidden_state
