@@ -13,6 +13,7 @@ from lab.errors import LabError
 from lab.model.release import load_segmenter
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
+from modules.parallel import totals
 from modules.scored import ScoredModule
 
 
@@ -77,8 +78,8 @@ class SegmenterModule(ScoredModule):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16_encoder):
             embeddings = self.segmenter.encode(batch["pixels"])
         mask_logits = self.segmenter.decode(embeddings.float(), self.segmenter.box_prompt(batch["boxes"]))
-        loss = self.loss(mask_logits[:, None], batch["target"][:, None])
-        self.log("train/seg_loss", loss, prog_bar=True)
+        loss = self.loss(mask_logits[:, None], batch["target"][:, None]) / self.trainer.world_size
+        self.log_dict(totals({"train/seg_loss": loss}, self.device), prog_bar=True)
         return loss
 
     def drawn(self, sample: Sample) -> np.ndarray:

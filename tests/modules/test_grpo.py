@@ -15,7 +15,7 @@ from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.grpo.objective import group_advantages, policy_loss
 from lab.model.core_seg import CoreSeg
-from lab.model.release import core_seg_from_checkpoint, load_release, save_release
+from lab.model.release import load_model, load_release, save_release
 from modules.grpo import Grpo, Rewards, as_mask
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
@@ -101,7 +101,7 @@ def test_a_resumed_run_equals_an_unbroken_one(lesions, start, inner_steps, tmp_p
     for row in followed.to_dict("records"):
         assert read_mask(row).shape == (records[row["id"]].height, records[row["id"]].width)
 
-    model = core_seg_from_checkpoint("runs/whole/checkpoints/last.ckpt")
+    model = load_model("runs/whole/checkpoints/last.ckpt")
     save_release(model, tmp_path / "release", "t", "nothing", half=False)
     again = load_release(tmp_path / "release")
     assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), again.state_dict().values()))
