@@ -3,15 +3,28 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+
+from apps.data_commands import (
+    check,
+    convert,
+    filter_by_difficulty,
+    hard,
+    leave_out,
+    pack,
+    reason,
+    sheet,
+    stats,
+    synthesize,
+)
+from apps.publishing import merge, push, release
 
 
 def find(arguments: list[str]) -> Callable[[], None] | None:
     """The command that the first word (for `data`, the first two) names, bound to the rest; None for no such."""
     top = {"segment": segment, "evaluate": evaluate, "compare": compare, "curves": curves}
-    top |= {"release": release, "space": space, "app": app, "demo": demo}
-    data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "check": check, "sheet": sheet}
-    data |= {"reason": reason}
+    top |= {"release": release, "merge": merge, "push": push, "space": space, "app": app, "demo": demo}
+    data = {"synthesize": synthesize, "hard": hard, "leave-out": leave_out, "sheet": sheet, "convert": convert}
+    data |= {"check": check, "stats": stats, "pack": pack, "filter": filter_by_difficulty, "reason": reason}
     words = 2 if arguments[0] == "data" else 1
     function = top.get(arguments[0]) if words == 1 else data.get(arguments[1] if len(arguments) > 1 else "")
     if function is None:
@@ -26,7 +39,9 @@ def find(arguments: list[str]) -> Callable[[], None] | None:
         for name in several:
             parser.add_argument(name, nargs="+", type=Path, help="One or more folders.")
         switches = {f"--{name}" for name, kind in function.__annotations__.items() if kind is bool}
-        typed = [f"{word}=true" if word in switches else word for word in arguments[words:]]
+        rest = arguments[words:]
+        alone = [after not in ("true", "false") for after in [*rest[1:], ""]]  # --swapped is --swapped true
+        typed = [f"{word}=true" if word in switches and no_value else word for word, no_value in zip(rest, alone)]
         function(**parser.instantiate_classes(parser.parse_args(typed)))
 
     return run
@@ -190,211 +205,6 @@ def curves(
     for run in runs:
         groups.setdefault(run.name.rpartition("-")[0] or run.name, []).append(run)
     draw_curves(out, groups, metrics.split(","), smoothing)
-    print(f"wrote {out}")
-
-
-def release(
-    checkpoint: Path,
-    folder: Path,
-    title: str = "CORE-Seg tiny",
-    data: str = "see the run's config_fit.yaml",
-    *,
-    evaluations: list[Path] | None = None,
-    mirrored: bool | None = None,
-    threshold: float | None = None,
-    corroborate: bool | None = None,
-):
-    """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
-
-    Args:
-        checkpoint: checkpoints/last.ckpt of a run, or a release, to be written anew.
-        folder: Where to.
-        title: Title of the model card.
-        data: What the model was trained on, for the card.
-        evaluations: Folders that core-seg evaluate wrote about it, for the card.
-        mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
-        threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
-        corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
-    """
-    from lab.errors import LabError
-    from lab.model.release import load_any, save_release
-    from lab.model.segmenter import Segmenter
-
-    model = load_any(checkpoint)
-    chosen = {"mirrored": mirrored, "threshold": threshold, "corroborate": corroborate}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(model, Segmenter) and chosen:
-        raise LabError(f"--{next(iter(chosen))} is of stage 1 and 2, but '{checkpoint}' is of stage 0; drop it")
-    vars(model.config).update(chosen)
-    found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
-    save_release(model, folder, title, data, evaluations=found)
-    print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
-
-
-def synthesize(
-    out: Path, n: int = 1000, seed: int = 0, kind: Literal["plain", "reason", "track"] = "plain", size: int = 256
-):
-    """Write synthetic lesions with their manifest.
-
-    Args:
-        out: Folder for manifest.jsonl, images/ and masks/.
-        n: Images (of `track` there are always 250 with 500 records).
-        seed: 0 to 999; different seeds share no case.
-        kind: `plain` asks for a lesion by name; `reason` asks for one of several; `track` is its benchmark.
-        size: Side in pixels.
-    """
-    from lab.data.reason import write_reason, write_reason_track
-    from lab.data.synthetic import write_plain
-    from lab.errors import LabError
-
-    if n < 1 or size < 64:
-        raise LabError(f"--n {n} --size {size}: there must be at least 1 image of at least 64 pixels; change them")
-    if kind == "track":
-        path = write_reason_track(out, size)
-    else:
-        path = write_plain(out, n, seed, size=size) if kind == "plain" else write_reason(out, n, seed=seed, size=size)
-    print(f"wrote {path}")
-
-
-def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float = 0.5, others: float = 0.0):
-    """Keep the records that a model finds hard: the paper's difficulty-aware filtering, by CORE-Seg itself.
-
-    Args:
-        manifest: manifest.jsonl.
-        evaluation: Folder that core-seg evaluate wrote about it; records that it does not name are dropped.
-        out: Name of the new manifest, beside the old one.
-        below: Records whose Dice is below this are kept,
-        others: and so many of the rest for each of them, evenly spread.
-    """
-    from lab.data.manifest import read_manifest
-    from lab.evaluation.compare import read_cases
-
-    path = beside(manifest, out)
-    dice = read_cases(evaluation).set_index("id").dice
-    asked = [record.id for record in read_manifest(manifest) if record.id in dice]
-    kept = {name for name in asked if dice[name] < below}
-    rest = [name for name in asked if name not in kept]
-    wanted = min(len(rest), round(others * len(kept)))
-    kept |= {rest[place * len(rest) // wanted] for place in range(wanted)}
-    lines = [line for line in manifest.read_text().splitlines() if line and json.loads(line)["id"] in kept]
-    path.write_text("\n".join(lines) + "\n")
-    print(f"wrote {path}: {len(lines)} of {len(asked)} records")
-
-
-def leave_out(manifest: Path, source: str, out: str = ""):
-    """Make a manifest that trains without a source and is tested on it alone: how well a model does elsewhere.
-
-    Args:
-        manifest: manifest.jsonl.
-        source: All of its records become the test split; those of other sources that were for testing are dropped.
-        out: Name of the new manifest, beside the old one; without-SOURCE.jsonl where none is given.
-    """
-    from lab.data.manifest import read_manifest
-    from lab.errors import LabError
-
-    if source not in (sources := sorted({record.source for record in read_manifest(manifest)})):
-        raise LabError(f"{manifest}: no record is of source '{source}'; choose from {', '.join(sources)}")
-    path = beside(manifest, out or f"without-{source}.jsonl")
-    lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
-    kept = [
-        line | {"split": "test" if line["source"] == source else line["split"]}
-        for line in lines
-        if line["source"] == source or line["split"] != "test"
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    tested = sum(line["split"] == "test" for line in kept)
-    print(f"wrote {path}: {len(kept) - tested} records to train and choose on, {tested} to test on")
-
-
-def reason(
-    manifest: Path,
-    out: str,
-    *,
-    endpoint: str = "",
-    model: str = "",
-    judge: str = "",
-    concurrency: int = 8,
-    per_minute: float = 0.0,
-    timeout: float = 120.0,
-    price_in: float = 0.0,
-    price_out: float = 0.0,
-    tokens_in: int = 2500,
-    tokens_out: int = 250,
-    seconds: float = 6.0,
-    seed: int = 0,
-    limit: int = 0,
-    dry_run: bool = False,
-):
-    """Write a manifest with reasoning: from measured facts, offline, or with --endpoint by a model, IMAGES ARE SENT.
-
-    Beside OUT, .outcomes.jsonl tells how every record ended, and .calls.jsonl keeps the replies: start again after a
-    stop, and none is paid twice. The key is read from OPENAI_API_KEY.
-
-    Args:
-        manifest: manifest.jsonl.
-        out: Name of the new manifest, beside the old one.
-        endpoint: URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Images and masks are sent to it.
-        model: Multimodal model that describes and reasons.
-        judge: Model that scores each text; below 0.8 it is written again, at most three times. Empty: no judge.
-        concurrency: Records at a time.
-        per_minute: Requests a minute at most; 0 sets no limit.
-        timeout: Seconds until a request is sent again.
-        price_in: US dollars for a million tokens that are sent, for the estimate and the bill.
-        price_out: The same of tokens that come back.
-        tokens_in: Of one call, images included, for the estimate.
-        tokens_out: The same of its reply.
-        seconds: That one call takes, for the estimate.
-        seed: Of the phrasings of facts.
-        limit: Only this many records, evenly spread; 0 takes all.
-        dry_run: Estimate calls, cost and time, and stop.
-    """
-    from lab.data.writer import Service, write_reasoning
-    from lab.errors import LabError
-
-    path, service = beside(manifest, out), None
-    if endpoint:
-        cost = (price_in, price_out, tokens_in, tokens_out, seconds)
-        service = Service(endpoint, model, judge, concurrency, per_minute, timeout, *cost)
-    elif model or judge:
-        raise LabError("--model and --judge need --endpoint; give its URL, or drop them to write from facts")
-    print(write_reasoning(manifest, path, service, limit=limit, seed=seed, dry_run=dry_run))
-
-
-def beside(manifest: Path, name: str) -> Path:
-    """A new file in the folder of a manifest, whose paths hold there."""
-    from lab.errors import LabError
-
-    if Path(name).name != name:
-        raise LabError(f"--out '{name}' is not the name of a file; it is written beside the manifest")
-    return manifest.parent / name
-
-
-def check(manifest: Path):
-    """Read every line, image and mask of a manifest and list what is wrong; exit code 2 when anything is.
-
-    Args:
-        manifest: manifest.jsonl.
-    """
-    from lab.data.manifest import ManifestError, check_pixels, read_manifest
-
-    records = read_manifest(manifest)
-    if problems := check_pixels(records):
-        raise ManifestError(problems)
-    print(f"{len(records)} records, all well")
-
-
-def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):
-    """Draw a contact sheet of synthetic lesions.
-
-    Args:
-        out: PNG to write.
-        seed: Of the first case.
-        kind: `plain`: looks in rows, difficulty rising to the right; `reason`: questions with their answers.
-    """
-    from lab.data import reason, synthetic
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (reason if kind == "reason" else synthetic).contact_sheet(out, seed)
     print(f"wrote {out}")
 
 

@@ -1,15 +1,16 @@
 """The manifests that a run trains and validates on, as Lightning data loaders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from lab.data.dataset import RecordDataset
 from lab.data.manifest import read_manifest
 from lab.data.mixture import MixtureSampler, Part
+from lab.data.packed import PackedRecords
 from lab.data.sample import Record, Sample
 from lab.errors import LabError
 
@@ -51,7 +52,7 @@ class Lesions(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         parts = [(part, split_of(part.manifest, part.split)) for part in self.train]
-        dataset: Dataset = self.trainer.lightning_module.training_data([record for _, rs in parts for record in rs])
+        dataset: Dataset = self.trainer.lightning_module.training_data(ConcatDataset([records for _, records in parts]))
         inner_steps = self.trainer.lightning_module.hparams.get("inner_steps", 1)  # of the optimiser, for each batch
         done = lambda: self.trainer.global_step // inner_steps  # noqa: E731
         sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, done)
@@ -80,13 +81,15 @@ class Lesions(L.LightningDataModule):
         return DataLoader(dataset, batch_size=None, **workers, **kwargs)
 
 
-def split_of(manifest: str, split: str) -> list[Record]:
+def split_of(manifest: str, split: str) -> Sequence[Record]:
     """The records of one split.
 
     Raises:
         LabError: When it has none.
     """
-    records = [record for record in read_manifest(manifest) if record.split == split]
-    if not records:
+    records = read_manifest(manifest)
+    packed = isinstance(records, PackedRecords)
+    records = records.of_split(split) if packed else [record for record in records if record.split == split]
+    if not len(records):
         raise LabError(f"{manifest}: no record has split '{split}'; name another split or another manifest")
     return records

@@ -115,6 +115,7 @@ class Grpo(ReasoningModule):
         inner_steps: Optimiser steps on each batch of completions.
         seg_weight: Of DiceCE on the masks of the completions.
         bf16: Run the training passes, not the sampling, with bfloat16 autocast; weights and losses stay float32.
+        gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
         learning_rate: Peak rate of AdamW for the policy's LoRA.
         seg_learning_rate: The same for adapter and mask decoder.
         weight_decay: AdamW's decay.
@@ -146,6 +147,7 @@ class Grpo(ReasoningModule):
         inner_steps: int = 1,
         seg_weight: float = 1.0,
         bf16: bool = False,
+        gradient_checkpointing: bool = False,
         learning_rate: float = 1e-3,
         seg_learning_rate: float = 1e-4,
         weight_decay: float = 0.0,

@@ -29,7 +29,9 @@ class ReasoningModule(ScoredModule):
         if trains_encoders:
             core_seg.thaw_encoders()
         core_seg.segmenter.to(memory_format=torch.channels_last)
-        self.cache = FeatureCache(cache, core_seg.encoders()) if cache else None
+        self.cache = FeatureCache(cache, core_seg.encoders(), core_seg.preprocessing) if cache else None
+        if self.hparams.gradient_checkpointing:
+            core_seg.reasoner.checkpoint_gradients()
 
     def training_data(self, records: list[Record]) -> AnswerDataset:
         config, reasoner = self.core_seg.config.segmenter, self.core_seg.config.reasoner

@@ -10,8 +10,9 @@ from torch import Tensor
 from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample, lesion_boxes
 from lab.errors import LabError
+from lab.model.build import segmenter_for
 from lab.model.release import load_segmenter
-from lab.model.segmenter import Segmenter, SegmenterConfig
+from lab.model.segmenter import SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
 from modules.scored import ScoredModule
 
@@ -53,14 +54,15 @@ class SegmenterModule(ScoredModule):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "segmenter", "__class__")}
         if (segmenter is None) == (start is None):
             raise LabError("stage 0 either builds a segmenter or goes on from one; give one of segmenter and start")
-        self.segmenter = load_segmenter(start) if start else Segmenter(segmenter)
+        self.segmenter = load_segmenter(start) if start else segmenter_for(segmenter)
         self.save_hyperparameters({"segmenter": asdict(self.segmenter.config), **arguments})
         if start is None:
             self.segmenter.load_pretrained()
-        self.segmenter.train().to(memory_format=torch.channels_last)
+        self.segmenter.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
         if encoder_learning_rate == 0:
             self.segmenter.image_encoder.requires_grad_(False)
+        self.train()
 
     def training_data(self, records: list[Record]) -> BoxPromptDataset:
         size, h = self.segmenter.config, self.hparams

@@ -47,6 +47,7 @@ class Sft(ReasoningModule):
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
         max_new_tokens: Where a sampled answer is cut.
         bf16: Train with bfloat16 autocast (2 times faster on a CPU with AVX-512 BF16); weights and losses stay float32.
+        gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
     """
 
     stage = "sft"
@@ -76,6 +77,7 @@ class Sft(ReasoningModule):
         total_steps: int = 3000,
         max_new_tokens: int = 200,
         bf16: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
-def fingerprint(modules: tuple[nn.Module, ...]) -> str:
-    """16 hex digits over every weight and buffer of frozen modules and their code's class names."""
-    digest = hashlib.sha256()
+def fingerprint(modules: tuple[nn.Module, ...], preprocessing: str) -> str:
+    """16 hex digits over every weight and buffer of frozen modules, their code's class names and what precedes them."""
+    digest = hashlib.sha256(preprocessing.encode())
     for module in modules:
         digest.update(repr(module).encode())
         for name, tensor in module.state_dict().items():
@@ -23,12 +23,13 @@ def fingerprint(modules: tuple[nn.Module, ...]) -> str:
 class FeatureCache:
     """Half-precision tensors in one file an image: `ROOT/<encoders>/<ab>/<pixels>.safetensors`.
 
-    The folder is named by the encoders' weights and the file by the very pixels that they would see, augmented, resized
-    and padded: a changed image, augmentation, size or weight is another file, so nothing has to be invalidated.
+    The folder is named by the encoders' weights and preprocessing, and the file by the very pixels that they would see,
+    augmented, resized and padded: a changed image, augmentation, size or weight is another file, so nothing has to be
+    invalidated.
     """
 
-    def __init__(self, root: Path | str, encoders: tuple[nn.Module, ...]) -> None:
-        self.folder = Path(root) / fingerprint(encoders)
+    def __init__(self, root: Path | str, encoders: tuple[nn.Module, ...], preprocessing: str = "") -> None:
+        self.folder = Path(root) / fingerprint(encoders, preprocessing)
 
     def path(self, pixels: Tensor) -> Path:
         """Where the features of one padded square (S, S, 3) uint8 are, or would be."""

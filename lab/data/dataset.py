@@ -38,7 +38,13 @@ class BoxPromptDataset(Dataset):
     """
 
     def __init__(
-        self, records: list[Record], image_size: int, mask_size: int, jitter: float, whole_image: float, strength: float
+        self,
+        records: Sequence[Record],
+        image_size: int,
+        mask_size: int,
+        jitter: float,
+        whole_image: float,
+        strength: float,
     ) -> None:
         self.records, self.image_size, self.mask_size = records, image_size, mask_size
         self.jitter, self.whole_image, self.strength = jitter, whole_image, strength
@@ -79,7 +85,7 @@ class AnswerDataset(Dataset):
 
     def __init__(
         self,
-        records: list[Record],
+        records: Sequence[Record],
         image_size: int,
         mask_size: int,
         grid: int,
@@ -141,7 +147,7 @@ def true_answer(
 class RecordDataset(Dataset):
     """Validation and test: whole samples, one at a time and untouched."""
 
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
 
     def __len__(self) -> int:

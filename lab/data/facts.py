@@ -1,5 +1,6 @@
 """What can be measured about a lesion: location, size, contrast, margin, shape and count, as numbers and as words."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +19,10 @@ SHAPES = ((0.62, "irregular"), (0.86, "oval"), (np.inf, "round"))
 """Upper bounds of the roundness."""
 COUNTS = ((1, "single"), (2, "two"), (5, "several"), (np.inf, "many"))
 """Upper bounds of the number of components."""
+
+NEAR = {"location": 0.02, "size": 0.15, "contrast": 3.0, "margin": 0.05, "shape": 0.03}
+"""How near to the border between two words a number is not told for sure: shares of the side, of the fraction (as a
+ratio), gray levels, and differences of edge share and roundness; chosen on `val`, by claims confirmed."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,18 @@ def measure(image: np.ndarray, mask: np.ndarray) -> Facts:
         roundness=roundness,
         components=total - 1,
     )
+
+
+def borderline(facts: Facts) -> set[str]:
+    """The facts for which a slightly different mask would have another word."""
+    distances = {
+        "location": min(abs(value - third / 3) for value in facts.centroid for third in (1, 2)),
+        "size": min(abs(math.log(max(facts.fraction, 1e-9) / bound)) for bound, _ in SIZES[:-1]),
+        "contrast": min(abs(facts.difference - bound) for bound, _ in CONTRASTS[:-1]),
+        "margin": abs(facts.edge_share - SHARP_MARGIN),
+        "shape": min(abs(facts.roundness - bound) for bound, _ in SHAPES[:-1]),
+    }
+    return {name for name, distance in distances.items() if distance < NEAR[name]}
 
 
 def _word(value: float, bounds: tuple) -> str:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lab.data.sample import Record, Sample
+from lab.data.sample import Member, Record, Sample
 from lab.errors import LabError
 
 MAX_PIXELS = 64_000_000
@@ -23,7 +24,7 @@ class ImageError(LabError):
     """An image or mask that cannot be used; the message says which, why, and what to do."""
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str | Member) -> np.ndarray:
     """An image of any size as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Takes PNG, JPEG (CMYK too), TIFF, BMP and WebP, 8 bit, 16 bit and float, gray, palette and colour, with or without
@@ -42,7 +43,7 @@ def in_colour(array: np.ndarray) -> np.ndarray:
     return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else np.ascontiguousarray(array[..., :3])
 
 
-def read_mask(path: Path | str) -> np.ndarray:
+def read_mask(path: Path | str | Member) -> np.ndarray:
     """A mask as (H, W) bool: whatever is not 0 (black, or wholly transparent).
 
     Raises:
@@ -67,7 +68,7 @@ def load_sample(record: Record) -> Sample:
     return Sample(record, image, mask)
 
 
-def image_size(path: Path | str) -> tuple[int, int]:
+def image_size(path: Path | str | Member) -> tuple[int, int]:
     """Width and height from the header alone, as displayed (EXIF orientation applied).
 
     Raises:
@@ -78,7 +79,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
         return image.size[::-1] if image.format != "TIFF" and _orientation(image) >= 5 else image.size
 
 
-def decode(path: Path | str) -> np.ndarray:
+def decode(path: Path | str | Member) -> np.ndarray:
     """The first page as stored: (H, W) or (H, W, 3) RGB, of the file's depth, turned, alpha composed on black.
 
     Raises:
@@ -105,10 +106,14 @@ def decode(path: Path | str) -> np.ndarray:
             raise ImageError(f"'{path}' is damaged or cut short ({error}); copy it again") from None
 
 
-def _open(path: Path | str) -> Image.Image:
-    path = Path(path)
+def _open(path: Path | str | Member) -> Image.Image:
+    path = path if isinstance(path, Member) else Path(path)
     try:
-        size = path.stat().st_size if path.is_file() else None
+        if isinstance(path, Member):
+            source = BytesIO(path.read_bytes())
+            size = len(source.getbuffer())
+        else:
+            source, size = path, path.stat().st_size if path.is_file() else None
     except OSError as error:  # no permission, name too long
         raise ImageError(f"'{path}' cannot be read ({error.strerror}); check the path") from None
     if size is None:
@@ -116,7 +121,7 @@ def _open(path: Path | str) -> Image.Image:
     if size == 0:
         raise ImageError(f"'{path}' is empty (0 bytes); copy it again")
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError(f"'{path}' is over 64 megapixels; scale it down") from None
     except Exception:
@@ -135,8 +140,9 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _deep_colour(path: Path | str) -> np.ndarray:
-    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+def _deep_colour(path: Path | str | Member) -> np.ndarray:
+    content = path.read_bytes() if isinstance(path, Member) else Path(path).read_bytes()
+    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("16-bit colour")
     if array.ndim == 3 and array.shape[2] == 4:

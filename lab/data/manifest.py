@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from lab.data.images import ImageError, decode, image_size, read_image
-from lab.data.sample import Record
+from lab.data.images import ImageError, image_size
+from lab.data.packed import PackedRecords, is_packed
+from lab.data.sample import Record, leaves
 from lab.errors import LabError
 
 SPLITS = ("train", "val", "test")
@@ -25,41 +26,28 @@ class ManifestError(LabError):
         self.problems = problems
 
 
-def read_manifest(path: Path | str) -> list[Record]:
+def read_manifest(path: Path | str) -> Sequence[Record]:
     """Read and validate a manifest, looking at the headers of its images and masks but not at their pixels.
 
     Args:
         path: A `manifest.jsonl`; the format is in `../shared/data/README.md` and in the README. `query` and `reasoning`
-            may be left out: the query then asks for the lesion by name.
+            may be left out: the query then asks for the lesion by name. Or what `core-seg data pack` wrote, the folder
+            or the Parquet file, which was validated then; its records are made when they are asked for.
 
     Raises:
         ManifestError: With a sentence for every broken line: number, what is wrong, what to do.
     """
     path = Path(path).absolute()
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise ManifestError([f"manifest '{path}' cannot be read ({error.strerror}); check the path"]) from None
-    except UnicodeDecodeError as error:
-        raise ManifestError([f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
+    if is_packed(path):
+        return PackedRecords(path)
     problems: list[str] = []
     records: list[Record] = []
-    line_of: dict[str, int] = {}
-    split_of_group: dict[str, tuple[str, int]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    lines_before = LinesBefore()
+    for number, _, line in manifest_lines(path):
         try:
-            record = _record(line, path.parent)
-            if record.id in line_of:
-                raise ValueError(f"id '{record.id}' is also on line {line_of[record.id]}; ids must be unique")
-            split, first = split_of_group.setdefault(record.group, (record.split, number))
-            if split != record.split:
-                raise ValueError(
-                    f"group '{record.group}' is in split '{record.split}' here and in '{split}' on line {first}; "
-                    "keep a group on one side"
-                )
-            line_of[record.id] = number
+            record = read_line(line, path.parent)
+            for problem in lines_before.problems(number, record.id, record.group, record.split):
+                raise ValueError(problem)
             records.append(record)
         except ValueError as error:
             problems.append(f"{path.name} line {number}: {error}")
@@ -70,41 +58,66 @@ def read_manifest(path: Path | str) -> list[Record]:
     return _with_queries(records)
 
 
-def check_pixels(records: list[Record]) -> list[str]:
-    """Decode every image and mask and say what does not agree with the manifest.
+class LinesBefore:
+    """What lines may not say when another line before has said it."""
 
-    Returns:
-        One sentence for each problem; empty when all is well.
+    def __init__(self) -> None:
+        self.line_of: dict[str, int] = {}
+        self.split_of_group: dict[str, tuple[str, int]] = {}
+
+    def problems(self, number: int, identity: str, group: str, split: str) -> Iterator[str]:
+        """Of line `number`: an id for the second time, a group on another side of a split."""
+        first = self.line_of.setdefault(identity, number)
+        if first != number:
+            yield f"id '{identity}' is also on line {first}; ids must be unique"
+        other, first = self.split_of_group.setdefault(group, (split, number))
+        if other != split:
+            yield (
+                f"group '{group}' is in split '{split}' here and in '{other}' on line {first}; keep a group on one side"
+            )
+
+
+def manifest_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Number (from 1), place in the file (bytes) and text of the lines that are not blank, read one at a time.
+
+    Raises:
+        ManifestError: A file that cannot be read or is not UTF-8.
     """
-    problems = []
-    for record in tqdm(records, desc="checking pixels", unit="image"):
-        try:
-            size, values = read_image(record.image).shape[:2], decode(record.mask)
-        except ImageError as error:
-            problems.append(f"{record.id}: {error}")
-            continue
-        mask = values != 0 if values.ndim == 2 else values.any(-1)
-        fraction = float(mask.mean())
-        if mask.shape != size:
-            problems.append(
-                f"{record.id}: mask is {mask.shape[1]}x{mask.shape[0]} but image is {size[1]}x{size[0]}; resize one"
-            )
-        if not (values[mask] == values[mask][:1]).all():
-            problems.append(
-                f"{record.id}: mask has more than two values; write 0 for background, 255 for lesion, as PNG"
-            )
-        if (fraction == 0) != (record.lesion == "none"):
-            held = "is empty" if fraction == 0 else "is not empty"
-            problems.append(f"{record.id}: lesion is '{record.lesion}' but the mask {held}; correct one of them")
-        elif abs(fraction - record.mask_fraction) > 1e-4 + 0.01 * fraction:
-            problems.append(
-                f"{record.id}: mask_fraction is {record.mask_fraction} but {fraction:.5f} of the mask is lesion; "
-                "correct the line"
-            )
-    return problems
+    place = 0
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if line.strip():
+                    yield number, place, line
+                place += len(raw)
+    except OSError as error:
+        raise ManifestError([f"manifest '{path}' cannot be read ({error.strerror}); check the path"]) from None
+    except UnicodeDecodeError as error:
+        where = place + error.start
+        raise ManifestError([f"{path.name}: not UTF-8 text (byte {where}); save it as UTF-8"]) from None
 
 
-def _record(line: str, folder: Path) -> Record:
+def read_line(line: str, folder: Path) -> Record:
+    """One line as a record; its query stays empty where the line has none.
+
+    Raises:
+        ValueError: The first thing that is wrong with the line.
+    """
+    fields = parse_line(line)
+    for problem in line_problems(fields, folder):
+        raise ValueError(problem)
+    names = (*TEXT_FIELDS, *NUMBER_FIELDS, *OPTIONAL_TEXT_FIELDS)
+    paths = {name: folder / fields[name] for name in ("image", "mask")}
+    return Record(**{"query": ""} | {name: fields[name] for name in names if name in fields} | paths)
+
+
+def parse_line(line: str) -> dict:
+    """The JSON object of a line.
+
+    Raises:
+        ValueError: When it is none.
+    """
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
@@ -113,61 +126,73 @@ def _record(line: str, folder: Path) -> Record:
         raise ValueError(f"not JSON that can be read ({error}); write one object a line") from None
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object; write {...}")
+    return fields
+
+
+def line_problems(fields: dict, folder: Path) -> Iterator[str]:
+    """What is wrong with the fields of a line and the headers of its files, a sentence each."""
     if missing := [name for name in (*TEXT_FIELDS, *NUMBER_FIELDS) if name not in fields]:
-        raise ValueError(f"field {' and '.join(map(repr, missing))} is missing; add it")
-    for name in (*TEXT_FIELDS, *(n for n in OPTIONAL_TEXT_FIELDS if n in fields)):
+        yield f"field {' and '.join(map(repr, missing))} is missing; add it"
+    sound = set()
+    for name in (n for n in (*TEXT_FIELDS, *OPTIONAL_TEXT_FIELDS) if n in fields):
         if not isinstance(fields[name], str) or (name in TEXT_FIELDS and not fields[name].strip()):
-            raise ValueError(f"field '{name}' is {fields[name]!r}; it must be text")
-        if any("\ud800" <= letter <= "\udfff" for letter in fields[name]):
-            raise ValueError(f"field '{name}' holds half of a character, {ascii(fields[name])}; write it in full")
-    for name in ("width", "height"):
+            yield f"field '{name}' is {fields[name]!r}; it must be text"
+        elif any("\ud800" <= letter <= "\udfff" for letter in fields[name]):
+            yield f"field '{name}' holds half of a character, {ascii(fields[name])}; write it in full"
+        else:
+            sound.add(name)
+    for name in (n for n in ("width", "height") if n in fields):
         if type(fields[name]) is not int or fields[name] < 1:
-            raise ValueError(f"field '{name}' is {fields[name]!r}; it must be a whole number of pixels")
-    fraction = fields["mask_fraction"]
+            yield f"field '{name}' is {fields[name]!r}; it must be a whole number of pixels"
+        else:
+            sound.add(name)
+    fraction = fields.get("mask_fraction", 0)
     if type(fraction) not in (int, float) or not 0 <= fraction <= 1:
-        raise ValueError(f"field 'mask_fraction' is {fraction!r}; it must lie in 0..1")
-    if fields["split"] not in SPLITS:
-        raise ValueError(f"split '{fields['split']}' is unknown; use train, val or test")
-    if (fields["lesion"] == "none") != (fraction == 0):
-        raise ValueError(f"lesion is '{fields['lesion']}' but mask_fraction is {fraction}; 'none' goes with 0")
-    paths = {}
-    for name in ("image", "mask"):
-        paths[name] = folder / fields[name]
-        if Path(fields[name]).is_absolute() or ".." in Path(fields[name]).parts:
-            raise ValueError(
-                f"{name} path '{fields[name]}' leaves the manifest's folder; use a relative path inside it"
-            )
+        yield f"field 'mask_fraction' is {fraction!r}; it must lie in 0..1"
+    elif "lesion" in sound and "mask_fraction" in fields and (fields["lesion"] == "none") != (fraction == 0):
+        yield f"lesion is '{fields['lesion']}' but mask_fraction is {fraction}; 'none' goes with 0"
+    if "split" in sound and fields["split"] not in SPLITS:
+        yield f"split '{fields['split']}' is unknown; use train, val or test"
+    for name in (n for n in ("image", "mask") if n in sound):
+        if leaves(fields[name]):
+            yield f"{name} path '{fields[name]}' leaves the manifest's folder; use a relative path inside it"
+            continue
         try:
-            found = image_size(paths[name])
+            found = image_size(folder / fields[name])
         except ImageError as error:
-            raise ValueError(f"{name} {error}") from None
-        if found != (fields["width"], fields["height"]):
-            raise ValueError(
+            yield f"{name} {error}"
+            continue
+        if {"width", "height"} <= sound and found != (fields["width"], fields["height"]):
+            yield (
                 f"{name} '{fields[name]}' is {found[0]}x{found[1]} but the line says "
                 f"{fields['width']}x{fields['height']}; resize it or correct the line"
             )
-    names = (*TEXT_FIELDS, *NUMBER_FIELDS, *OPTIONAL_TEXT_FIELDS)
-    return Record(**{"query": ""} | {name: fields[name] for name in names if name in fields} | paths)
 
 
 def _with_queries(records: list[Record]) -> list[Record]:
-    """Ask for the lesion by name; where there is none, for a lesion that other images of the source have."""
-    names: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        name = asked_name(record.lesion)
-        if record.lesion != "none" and name not in names[record.source]:
-            names[record.source].append(name)
-    return [record if record.query else _with_query(record, sorted(names[record.source])) for record in records]
+        named_by_source(names, record.source, record.lesion)
+    chosen = {source: sorted(found) for source, found in names.items()}
+    return [with_query(record, chosen.get(record.source, [])) for record in records]
 
 
-def _with_query(record: Record, names: list[str]) -> Record:
+def named_by_source(names: dict[str, set[str]], source: str, lesion: str) -> None:
+    """Note how a record's lesion is asked for."""
+    if lesion != "none":
+        names[source].add(asked_name(lesion))
+
+
+def with_query(record: Record, names: list[str]) -> Record:
+    """Ask for the lesion by name where nothing is asked; where there is none, for one of its source's `names`."""
+    if record.query:
+        return record
     if record.lesion != "none":
         name = asked_name(record.lesion)
     else:
         pick = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:4], "big")
         name = names[pick % len(names)] if names else "lesion"
-    query = f"Locate and segment the {name} in this {record.anatomy} {record.modality}."
-    return Record(**{**record.__dict__, "query": query})
+    return replace(record, query=f"Locate and segment the {name} in this {record.anatomy} {record.modality}.")
 
 
 def asked_name(lesion: str) -> str:

@@ -1,13 +1,14 @@
 """Which records make up a training batch, as a pure function of seed, epoch and step: a resumed run draws the same."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from lab.data.packed import PackedRecords
 from lab.data.sample import Record
 from lab.errors import LabError
 
@@ -17,7 +18,7 @@ class Part:
     """One manifest's share of every batch."""
 
     manifest: str
-    """Path of a manifest.jsonl."""
+    """Path of a manifest.jsonl, or what core-seg data pack wrote."""
     per_batch: int
     """Records of this manifest in each batch."""
     split: str = "train"
@@ -29,23 +30,58 @@ class Part:
     """0 draws sources as often as they have images; 1 draws all sources equally often; 0.5 lies between."""
 
 
-def image_groups(records: list[Record]) -> list[list[int]]:
-    """Indices of the records that share an image file, in order of first appearance."""
-    groups: dict = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[record.image].append(index)
-    return list(groups.values())
+def image_codes(records: Sequence[Record]) -> np.ndarray:
+    """(N,) int: the image of each record as a number, counted in order of first appearance."""
+    images = records.codes("image_number") if isinstance(records, PackedRecords) else [str(r.image) for r in records]
+    return pd.factorize(np.asarray(images))[0]
 
 
-def balanced(groups: list[list[int]], sources: list[str], exponent: float) -> list[list[int]]:
-    """Repeat the groups of small sources `round((largest / own) ** exponent)` times."""
-    sizes: dict[str, int] = defaultdict(int)
-    for source in sources:
-        sizes[source] += 1
-    largest = max(sizes.values())
-    return [
-        group for group, source in zip(groups, sources) for _ in range(round((largest / sizes[source]) ** exponent))
-    ]
+def repeats(sources: np.ndarray, exponent: float) -> np.ndarray:
+    """(G,) int of each image's source as a number to (G,) int: how often an image of it is walked past,
+    `round((largest source / own) ** exponent)`."""
+    sizes = np.bincount(sources)
+    return np.round((sizes.max() / sizes[sources]) ** exponent).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one part that can be drawn, with the records that ask about each."""
+
+    members: np.ndarray
+    """(N,) int: indices of records, image after image."""
+    starts: np.ndarray
+    """(G + 1,) int: where each image's records begin in `members`."""
+    walk: np.ndarray
+    """Numbers of the images that are drawn in a walk, those of small sources several times."""
+
+    def records(self, place: int) -> np.ndarray:
+        """Indices of the records of the image at a place of the walk."""
+        image = self.walk[place]
+        return self.members[self.starts[image] : self.starts[image + 1]]
+
+
+def images_of(part: Part, records: Sequence[Record], offset: int) -> Images:
+    """The images of a part with at least `queries_per_image` records; indices of records start at `offset`.
+
+    Raises:
+        LabError: When there are none.
+    """
+    codes = image_codes(records)
+    members = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    chosen = np.flatnonzero(counts >= part.queries_per_image)
+    if not len(chosen):
+        raise LabError(
+            f"{part.manifest}: no image of split '{part.split}' has {part.queries_per_image} records; "
+            "choose another split or lower queries_per_image"
+        )
+    firsts = members[starts[chosen]]
+    if isinstance(records, PackedRecords):
+        sources = records.codes("source")[firsts]
+    else:
+        sources = pd.factorize(np.array([records[first].source for first in firsts]))[0]
+    return Images(members + offset, starts, np.repeat(chosen, repeats(sources, part.balance)))
 
 
 class MixtureSampler(Sampler[list[tuple[int, int]]]):
@@ -57,10 +93,11 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, parts: list[tuple[Part, list[Record]]], steps_per_epoch: int, seed: int, step: Callable[[], int]
+        self, parts: list[tuple[Part, Sequence[Record]]], steps_per_epoch: int, seed: int, step: Callable[[], int]
     ) -> None:
         self.steps_per_epoch, self.seed, self.step = steps_per_epoch, seed, step
-        self.parts = []
+        self.parts: list[tuple[Part, Images]] = []
+        self.orders: dict[int, tuple[int, np.ndarray]] = {}  # by part: the walk that is under way, and its order
         offset = 0
         for part, records in parts:
             if part.per_batch % part.queries_per_image:
@@ -68,16 +105,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
                     f"{part.manifest}: per_batch {part.per_batch} is not a multiple of "
                     f"queries_per_image {part.queries_per_image}; change one of them"
                 )
-            groups = image_groups(records)
-            if part.queries_per_image > 1:
-                groups = [group for group in groups if len(group) >= part.queries_per_image]
-            if not groups:
-                raise LabError(
-                    f"{part.manifest}: no image of split '{part.split}' has {part.queries_per_image} records; "
-                    "choose another split or lower queries_per_image"
-                )
-            groups = balanced(groups, [records[group[0]].source for group in groups], part.balance)
-            self.parts.append((part, [[offset + index for index in group] for group in groups]))
+            self.parts.append((part, images_of(part, records, offset)))
             offset += len(records)
 
     def __len__(self) -> int:
@@ -92,13 +120,16 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     def batch(self, number: int) -> list[tuple[int, int]]:
         """The `number`-th batch of the run, counted over all ranks."""
         draws = []
-        for part_number, (part, groups) in enumerate(self.parts):
+        for part_number, (part, drawn) in enumerate(self.parts):
             images = part.per_batch // part.queries_per_image
             for position in range(number * images, (number + 1) * images):
-                walk, place = divmod(position, len(groups))
-                order = np.random.default_rng((self.seed, part_number, walk)).permutation(len(groups))
+                walk, place = divmod(position, len(drawn.walk))
+                if walk != self.orders.get(part_number, (None,))[0]:
+                    rng = np.random.default_rng((self.seed, part_number, walk))
+                    self.orders[part_number] = walk, rng.permutation(len(drawn.walk))
+                order = self.orders[part_number][1]
                 rng = np.random.default_rng((self.seed, part_number, position))
                 item_seed = int(rng.integers(2**31))
-                chosen = rng.permutation(groups[order[place]])[: part.queries_per_image]
+                chosen = rng.permutation(drawn.records(order[place]))[: part.queries_per_image]
                 draws += [(int(index), item_seed) for index in chosen]
         return draws

@@ -1,5 +1,6 @@
 """One record of a manifest, and the same record with its pixels loaded."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +9,37 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file within a tar shard."""
+
+    shard: Path
+    name: str
+    offset: int
+    """Of its first byte, from the start of the shard."""
+    size: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        """Its content; shorter where the shard ends before.
+
+        Raises:
+            OSError: A shard that cannot be read.
+        """
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(min(self.size, os.fstat(file.fileno()).st_size))
+
+
+@dataclass(frozen=True)
 class Record:
     """One manifest line; paths are absolute, `lesion` is "none" exactly where the mask is empty."""
 
     id: str
-    image: Path
-    mask: Path
+    image: Path | Member
+    mask: Path | Member
     width: int
     height: int
     modality: str
@@ -37,6 +63,11 @@ class Sample:
     record: Record
     image: np.ndarray
     mask: np.ndarray
+
+
+def leaves(path: str) -> bool:
+    """Whether a path of a manifest points out of its folder."""
+    return Path(path).is_absolute() or ".." in Path(path).parts
 
 
 SPECK_SHARE = 0.02

@@ -58,9 +58,10 @@ def group_pass(
             torch.cat([torch.ones(len(tokens), length, dtype=torch.bool, device=device), behind], dim=1),
         ]
     )
-    model = reasoner.model.model.language_model
-    embeds, is_query = model.get_input_embeddings()(tokens), tokens == reasoner.pad_id
+    model = reasoner.language_model
+    embeds, is_query = model.get_input_embeddings()(tokens), torch.zeros_like(tokens, dtype=torch.bool)
     if queries is not None:
+        is_query = tokens == reasoner.pad_id
         embeds = embeds.masked_scatter(is_query[:, None], queries.to(embeds.dtype).repeat(len(completions), 1))
     hidden = model(
         inputs_embeds=torch.cat([prompt.embeds, embeds[None]], dim=1),
@@ -83,7 +84,7 @@ def group_pass(
     return GroupPass(
         *(pad_sequence(list(values.split(lengths)), batch_first=True) for values in (log_probs, entropy)),
         mask=pad_sequence([torch.ones(size, device=device) for size in lengths], batch_first=True),
-        seg_states=of_tokens[first] if of_queries is None else of_queries[rows],
+        seg_states=(of_tokens[first] if of_queries is None else of_queries[rows]).float(),
         seg_rows=rows,
     )
 

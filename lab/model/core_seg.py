@@ -16,11 +16,11 @@ from lab.data.sample import without_specks
 from lab.errors import LabError
 from lab.model.adapter import AdapterConfig, adapter_for
 from lab.model.answer import Answer, mirrored, parse
+from lab.model.build import reasoner_for, segmenter_for
 from lab.model.corroboration import corroborated
 from lab.model.decoding import Sampling, collect
-from lab.model.qwen import reasoner_for
 from lab.model.reasoner import GREEDY, ReasonerConfig, pad
-from lab.model.segmenter import Segmenter, SegmenterConfig, normalise
+from lab.model.segmenter import SegmenterConfig, normalise
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Output(NamedTuple):
     prompt_tokens: Tensor
     """(M, prompt_tokens, C), the adapter's prompts that drew the masks."""
     relevance_logits: Tensor
-    """(B, image_tokens), whether the visual token shows some of what the query asks for."""
+    """(B, grid_tokens), whether the visual token shows some of what the query asks for."""
 
 
 @dataclass
@@ -101,13 +101,19 @@ class Prediction:
 class CoreSeg(nn.Module):
     """Reason, then segment: the `<seg>` state of the reasoner prompts the mask decoder through the adapter."""
 
-    def __init__(self, config: CoreSegConfig) -> None:
+    def __init__(self, config: CoreSegConfig, pretrained: bool = True) -> None:
+        """
+        Args:
+            config: What to build.
+            pretrained: Load the weights of the reasoner's checkpoint, where it is one; False is for those who load all
+                weights after that. Those of the segmenter are random until `Segmenter.load_pretrained`.
+        """
         super().__init__()
         if config.segmenter.image_size % 32:
             raise LabError(f"segmenter.image_size {config.segmenter.image_size} is not a multiple of 32; change it")
         self.config = config
-        self.segmenter = Segmenter(config.segmenter)
-        self.reasoner = reasoner_for(config.reasoner)
+        self.segmenter = segmenter_for(config.segmenter)
+        self.reasoner = reasoner_for(config.reasoner, pretrained)
         self.adapter = adapter_for(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
         self.queries = self.adapter.queries if config.adapter.kind == "queries" else None
         self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
@@ -136,6 +142,12 @@ class CoreSeg(nn.Module):
             encoder.requires_grad_(True)
         if self.config.segmenter.architecture == "small":
             self.segmenter.image_encoder.freeze_shallow()
+
+    @property
+    def preprocessing(self) -> str:
+        """What the encoders' outputs depend on beside their weights and the padded square."""
+        segmenter, reasoner = self.config.segmenter, self.config.reasoner
+        return "" if self.one_backbone else f"{segmenter.pixel_range} {reasoner.image_size} {reasoner.dtype}"
 
     def encoders(self) -> tuple[nn.Module, nn.Module]:
         """The segmenter's image encoder and the reasoner's vision tower."""
@@ -184,7 +196,7 @@ class CoreSeg(nn.Module):
         is_completion, _ = pad(
             [[0] * len(p) + [1] * (len(c) + tail) for p, c in zip(prompts, completions)], 0, device=self.device
         )
-        is_query = (input_ids == pad_id) & (mask == 1)
+        is_query = (input_ids == pad_id) & (mask == 1) & (tail > 0)
         is_seg = (input_ids == self.reasoner.seg_id) & (is_completion == 1)
         hidden_from = None
         if blind is not None:
@@ -200,8 +212,8 @@ class CoreSeg(nn.Module):
         if self.queries is not None:
             states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
         visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
-        relevance = self.reasoner.relevance(visual_states)[..., 0]
-        prompt_tokens = self.adapter(states)
+        relevance = self.reasoner.relevance(visual_states[:, -self.reasoner.grid_tokens :].float())[..., 0]
+        prompt_tokens = self.adapter(states.float())
         return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
 
     def masks(self, embeddings: Tensor, prompt_tokens: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """An answer read again beside the mask that it drew: claims that the mask confirms stay, boxes are those of the mask.
 
 Ours, not the paper's. Two witnesses saw the image: the language model, which wrote the claims, and the mask decoder, on
-whose mask the same facts can be measured. Where they disagree, one of them is wrong, and nothing is claimed.
+whose mask the same facts can be measured. Where they disagree, or the number is on the border between two words,
+nothing is claimed.
 """
 
 import numpy as np
 
-from lab.data.facts import measure
+from lab.data.facts import borderline, measure
 from lab.data.reasoning import check_claims, parse_claims, sentences, write_claims
 from lab.data.sample import lesion_boxes
 from lab.model.answer import parse, render
@@ -27,7 +28,9 @@ def corroborated(text: str, image: np.ndarray, mask: np.ndarray, grid: int, max_
     if not answer.valid or answer.says_empty or not mask.any() or len(spans) < 3:
         return text
     claims = parse_claims(answer.reasoning)
-    agreed = [name for name, true in check_claims(claims, measure(image, mask)).items() if true]
+    facts = measure(image, mask)
+    unsure = borderline(facts)
+    agreed = [name for name, true in check_claims(claims, facts).items() if true and name not in unsure]
     first, last = (answer.reasoning[start:end] for start, end in (spans[0], spans[-1]))
     reasoning = " ".join([first, *write_claims({name: claims[name] for name in agreed}), last])
     height, width = mask.shape

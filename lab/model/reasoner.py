@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -12,19 +13,21 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
     FastVlmConfig,
+    FastVlmForConditionalGeneration,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
     TimmWrapperConfig,
 )
 
+from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode
+from lab.model.pretrained import SEG, read_reasoner, write_reasoner
+from lab.model.seg_row import RowOfEmbedding, RowOfHead, settle_row, train_row
 from lab.model.segmenter import PyramidImageEncoder, normalise
 
-SEG, IMAGE = "<seg>", "<image>"
+IMAGE = "<image>"
 SMALL_TOKENIZER = Path(__file__).with_name("small_tokenizer.json")
 """Byte-level BPE of 874 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
 INIT_STD = 0.0625
@@ -44,16 +47,21 @@ class ReasonerConfig:
     """Which language model reasons, and how its answers are written."""
 
     model: str = "small"
-    """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of FastVLM or Qwen2.5-VL."""
+    """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of a Qwen2.5-VL, SmolVLM (or
+    Idefics3) or FastVLM."""
     hidden_size: int = 256
     """`small`: width of the language model."""
     layers: int = 4
     """`small`: transformer layers."""
     image_size: int = 320
-    """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32
-    (Qwen2.5-VL: 28 x 28)."""
+    """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32 (Qwen2.5-VL:
+    28 x 28, FastVLM: 64 x 64; SmolVLM: 64 for each tile of 512 x 512, and 64 for the whole once more)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of a checkpoint's weights; LoRA, the row of `<seg>` and all else are float32 all the same. Leave float32 where
+    the language model itself is trained, or is sharded."""
     lora_rank: int = 0
-    """Rank of LoRA on the attention projections; 0 trains the language model itself."""
+    """Rank of LoRA on the attention projections, beside which a checkpoint's row of `<seg>` is trained; 0 trains the
+    language model itself."""
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
     scene_dim: int = 128
@@ -63,25 +71,35 @@ class ReasonerConfig:
 
 
 class Reasoner(nn.Module):
-    """A FastVLM-architecture model behind the few calls that training, rollouts and inference share."""
+    """A vision language model behind the few calls that training, rollouts and inference share; this is the `small`
+    one, and `lab.model.build.reasoner_for` says which class is behind a checkpoint."""
 
-    image_token, pixels_per_token = IMAGE, 32
+    image_token = IMAGE
 
-    def __init__(self, config: ReasonerConfig) -> None:
+    def __init__(self, config: ReasonerConfig, pretrained: bool = True) -> None:
+        """
+        Args:
+            config: What to build.
+            pretrained: Load a checkpoint's weights; False is for those who load others after that.
+        """
         super().__init__()
         self.config = config
-        self.tokenizer = small_tokenizer() if config.model == "small" else AutoTokenizer.from_pretrained(config.model)
-        if config.model == "small":
-            self.model = AutoModelForImageTextToText.from_config(small_config(config, self.tokenizer))
-        else:
-            self.model = AutoModelForImageTextToText.from_pretrained(config.model)
-            if self.tokenizer.add_special_tokens({"additional_special_tokens": [SEG]}):
-                self.model.resize_token_embeddings(len(self.tokenizer))
-        text_model = self.model.model.language_model
-        hidden_size = text_model.config.hidden_size
-        self.image_tokens = (config.image_size // self.pixels_per_token) ** 2
-        self.relevance = nn.Linear(hidden_size, 1)
         self.small = config.model == "small"
+        if self.small:
+            self.tokenizer = small_tokenizer()
+            self.model = FastVlmForConditionalGeneration(small_config(config, self.tokenizer))
+        else:
+            dtype = getattr(torch, config.dtype)
+            self.model, self.tokenizer, self.image_processor = read_reasoner(config.model, dtype, pretrained)
+        if config.image_size % self.pixels_per_token:
+            raise LabError(
+                f"reasoner.image_size {config.image_size} is not a multiple of {self.pixels_per_token}, the pixels "
+                f"that '{config.model}' sees at a time; change it"
+            )
+        hidden_size = self.language_model.config.hidden_size
+        self.grid_tokens = (config.image_size // self.pixels_per_token) ** 2
+        self.image_tokens = self.grid_tokens
+        self.relevance = nn.Linear(hidden_size, 1)
         if self.small:
             self.scene = nn.Linear(2 * config.scene_dim, hidden_size)
             self.visual_norm = nn.LayerNorm(hidden_size)
@@ -92,21 +110,50 @@ class Reasoner(nn.Module):
         if config.lora_rank:
             self.add_lora(config.lora_rank)
 
+    @property
+    def language_model(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower, which stays frozen."""
+        return self.model.model.vision_tower
+
+    @property
+    def hidden_size(self) -> int:
+        return self.language_model.config.hidden_size
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of what one visual token shows."""
+        return 32
+
+    @property
+    def visual_text(self) -> str:
+        """What stands in the prompt in place of the image token."""
+        return self.image_token * self.image_tokens
+
     def add_lora(self, rank: int) -> None:
         """Freeze the language model and train LoRA of this rank on its attention projections instead.
 
-        LoRA that it has already becomes part of its weights.
+        Of a checkpoint all is frozen, and the row of `<seg>` is trained beside LoRA. LoRA that there is already becomes
+        part of the weights.
         """
-        language_model = self.model.model.language_model
         self.merge_lora()
         self.config.lora_rank = rank
-        language_model.requires_grad_(False)
+        (self.language_model if self.small else self.model).requires_grad_(False)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), language_model)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), self.language_model)
+        for parameter in self.language_model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # PEFT takes the dtype of the weights
+        if not self.small:
+            train_row(self.model, self.seg_id)
 
     def merge_lora(self) -> None:
-        """Add LoRA to the weights that it adapts, and remove it."""
-        language_model = self.model.model.language_model
+        """Add LoRA, and the trained row of `<seg>`, to the weights that they stand for, and remove them."""
+        language_model = self.language_model
+        settle_row(self.model)
         for name, layer in list(language_model.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
@@ -118,13 +165,32 @@ class Reasoner(nn.Module):
     def reference(self) -> Iterator[None]:
         """Within, LoRA is switched off: the model is the one that LoRA was added to."""
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        rows = [module for module in self.modules() if isinstance(module, (RowOfEmbedding, RowOfHead))]
         for layer in layers:
             layer.enable_adapters(False)
+        for row in rows:
+            row.active = False
         try:
             yield
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+            for row in rows:
+                row.active = True
+
+    def checkpoint_gradients(self) -> None:
+        """Compute the language model's activations again in the backward pass instead of keeping them."""
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, the language model is in eval mode: layers that checkpoint gradients use no cache in training."""
+        language_model, was_training = self.language_model, self.language_model.training
+        language_model.eval()
+        try:
+            yield
+        finally:
+            language_model.train(was_training)
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -142,15 +208,6 @@ class Reasoner(nn.Module):
                 layer.unmerge()
                 weight.copy_(value)
 
-    @property
-    def tower(self) -> nn.Module:
-        """The vision tower, which stays frozen."""
-        return self.model.model.vision_tower
-
-    @property
-    def hidden_size(self) -> int:
-        return self.model.model.language_model.config.hidden_size
-
     def prompt_ids(self, query: str) -> list[int]:
         """Chat prompt: the query, then the visual tokens, which in this order can look for what is asked.
 
@@ -159,9 +216,7 @@ class Reasoner(nn.Module):
         content = [{"type": "text", "text": query.replace("<", " ").replace(">", " ")}, {"type": "image"}]
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer.encode(
-            text.replace(self.image_token, self.image_token * self.image_tokens), add_special_tokens=False
-        )
+        return self.tokenizer.encode(text.replace(self.image_token, self.visual_text), add_special_tokens=False)
 
     def completion_ids(self, text: str) -> list[int]:
         """An answer's tokens, with the end-of-sequence token."""
@@ -176,6 +231,22 @@ class Reasoner(nn.Module):
         """Padded squares (B, S, S, 3) uint8 RGB to features of the vision tower (B, image_tokens, channels)."""
         return self.tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
 
+    def resized(self, pixels: Tensor, side: int) -> Tensor:
+        """Squares (B, S, S, 3) uint8 to (B, 3, side, side) uint8."""
+        images = pixels.permute(0, 3, 1, 2)
+        if images.shape[-1] == side:
+            return images
+        return F.interpolate(images.float(), side, mode="area").round().to(torch.uint8)
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """uint8 images (..., 3, H, W) to what the checkpoint's image processor makes of them, in its dtype."""
+        settings = self.image_processor
+        mean, std = (
+            torch.tensor(values, device=images.device)[:, None, None]
+            for values in (settings.image_mean, settings.image_std)
+        )
+        return ((images.float() / 255 - mean) / std).to(self.model.dtype)
+
     def see(self, features: Tensor, embeddings: Tensor) -> Tensor:
         """Visual tokens (B, image_tokens, D).
 
@@ -185,8 +256,6 @@ class Reasoner(nn.Module):
                 token's cells, because its tower knows less of lesions than an encoder trained to segment them.
         """
         visual = self.model.model.multi_modal_projector(features)
-        if not self.small:
-            return visual
         side = math.isqrt(self.image_tokens)
         means, maxima = F.adaptive_avg_pool2d(embeddings, side), F.adaptive_max_pool2d(embeddings, side)
         scene = self.scene(torch.cat([means, maxima], dim=1).flatten(2).transpose(1, 2))
@@ -228,7 +297,7 @@ class Reasoner(nn.Module):
         if queries is not None:
             is_query = (input_ids == self.pad_id) & (attention_mask == 1)
             embeds = embeds.masked_scatter(is_query[..., None], queries.to(embeds.dtype).repeat(len(embeds), 1))
-        return self.model.model.language_model(
+        return self.language_model(
             inputs_embeds=embeds,
             attention_mask=seen,
             position_ids=self.positions(input_ids, attention_mask),
@@ -267,12 +336,15 @@ class Reasoner(nn.Module):
         self, prompts: list[list[int]], visual: Tensor, group_size: int, max_new_tokens: int, sampling: Sampling
     ) -> Iterator[Step]:
         """`lab.model.decoding.decode` with this model."""
-        language_model, lm_head = self.model.model.language_model, self.model.lm_head
-        prompt = self.prompt(prompts, visual)
-        with self.merged():
+        lm_head, prompt = self.model.lm_head, self.prompt(prompts, visual)
+        with self.merged(), self.writing():
             yield from decode(
-                language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
+                self.language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
             )
+
+    def write_architecture(self, folder: Path) -> None:
+        """Write all of a checkpoint but its weights: what `Reasoner(config, pretrained=False)` reads."""
+        write_reasoner(folder, self.model.config, self.tokenizer, self.image_processor)
 
     def generate(
         self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, sampling: Sampling = GREEDY

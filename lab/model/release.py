@@ -1,7 +1,10 @@
 """What is shared of a model: safetensors, JSON and a card; no pickle, and nothing imported by a name from data."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,10 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError
+from lab.model.build import segmenter_for
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.segmenter import Segmenter, SegmenterConfig
 
 FORMAT = "core-seg-release-1"
+REASONER, SEGMENTER = "reasoner", "segmenter"
+"""Folders of a release, for what a checkpoint of Hugging Face has beside its weights; the configuration names them in
+place of the path or hub id that the model once came from."""
+TEXT = (".json", ".jinja", ".txt")
+"""What those folders hold."""
 HEADER = """\
 ---
 library_name: core-seg-lab
@@ -84,17 +93,43 @@ def save_release(
     if half:
         state = {name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()}
     save_file(state, folder / "model.safetensors")
+    config, segmenter = asdict(model.config), model if isinstance(model, Segmenter) else model.segmenter
+    of_segmenter = config if isinstance(model, Segmenter) else config["segmenter"]
+    if segmenter.config.architecture == "sam2":
+        segmenter.sam2_config().save_pretrained(folder / SEGMENTER)
+        of_segmenter["weights"] = SEGMENTER
+    elif segmenter.config.architecture != "small":
+        of_segmenter["weights"] = None
     card = HEADER.format(title=title, data=data)
     if isinstance(model, Segmenter):
-        config = {"segmenter": asdict(model.config)}
+        config = {"segmenter": config}
         card += SEGMENTER_CARD.format(size=model.config.image_size)
     else:
-        config = {"core_seg": asdict(model.config)}
         card += CARD.format(size=model.config.segmenter.image_size, grid=model.config.reasoner.grid)
         card += CORROBORATED if model.config.corroborate else ""
-        model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config, indent=2) + "\n")
+        if model.reasoner.small:
+            model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
+        else:
+            model.reasoner.write_architecture(folder / REASONER)
+            config["reasoner"]["model"] = REASONER
+        config = {"core_seg": config}
     (folder / "README.md").write_text(card + "".join(map(results_table, evaluations or ())))
+    files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
+    (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
+
+
+def release_files(folder: Path) -> list[str]:
+    """The files that are part of a release, as paths below its folder."""
+    top = [folder / name for name in ("README.md", "config.json", "model.safetensors")]
+    below = [path for name in ("tokenizer", REASONER, SEGMENTER) for path in sorted(folder.glob(f"{name}/*"))]
+    paths = [path for path in top if path.is_file()] + [path for path in below if path.suffix in TEXT]
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def results_table(evaluation: dict) -> str:
@@ -127,19 +162,18 @@ def load_release(folder: Path | str) -> CoreSeg | Segmenter:
         raise ReleaseError(f"release '{folder}': config.json is not JSON; write the release again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ReleaseError(f"'{folder}' is not a release of this lab (config.json has no format {FORMAT})")
+    check_files(folder, config.get("sha256", {}))
     try:
         state = load_file(folder / "model.safetensors")
     except SafetensorError:
         raise ReleaseError(f"release '{folder}': model.safetensors is damaged; copy it again") from None
-    if "segmenter" in config:
-        model = Segmenter(from_plain(SegmenterConfig, config["segmenter"], f"release '{folder}': segmenter"))
-    else:
-        core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
-        if core_seg.reasoner.model != "small":
-            raise ReleaseError(
-                f"release '{folder}': reasoner '{core_seg.reasoner.model}' cannot be loaded from a release yet"
-            )
-        model = CoreSeg(core_seg)
+    try:
+        model = architecture(folder, config)
+    except ReleaseError:
+        raise
+    except Exception as error:  # of whatever is wrong in what describes a part
+        problem = " ".join(str(error).split())
+        raise ReleaseError(f"release '{folder}' cannot be built ({problem}); write it again") from None
     state |= {name: state[first] for name, first in shared_names(model).items() if first in state}
     try:
         model.load_state_dict(
@@ -148,6 +182,60 @@ def load_release(folder: Path | str) -> CoreSeg | Segmenter:
     except (RuntimeError, AttributeError):
         raise ReleaseError(f"release '{folder}': its weights do not fit its config.json; write it again") from None
     return model.eval()
+
+
+def check_files(folder: Path, digests: Any) -> None:
+    """Compare the files of a release with what they were when it was written.
+
+    Raises:
+        ReleaseError: Naming the first that is missing or changed.
+    """
+    if not isinstance(digests, dict):
+        raise ReleaseError(f"release '{folder}': sha256 in config.json is not an object; write the release again")
+    present = release_files(folder)
+    for name, digest in digests.items():
+        if name not in present:
+            raise ReleaseError(f"release '{folder}' is incomplete: {name} is missing; copy it again")
+        if sha256(folder / name) != digest:
+            raise ReleaseError(f"release '{folder}': {name} is damaged or was changed; copy it again")
+
+
+def architecture(folder: Path, config: dict) -> CoreSeg | Segmenter:
+    """The model that a release describes, with weights that are yet to be loaded.
+
+    Raises:
+        ReleaseError: Where it names anything outside the release.
+    """
+    if "segmenter" in config:
+        alone = from_plain(SegmenterConfig, config["segmenter"], f"release '{folder}': segmenter")
+        return segmenter_for(located(folder, alone))
+    core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
+    located(folder, core_seg.segmenter)
+    if core_seg.reasoner.model != "small":
+        if core_seg.reasoner.model != REASONER:
+            raise ReleaseError(
+                f"release '{folder}': reasoner '{core_seg.reasoner.model}' is not in the release; write it again"
+            )
+        core_seg.reasoner.model = inside(folder, REASONER)
+    return CoreSeg(core_seg, pretrained=False)
+
+
+def located(folder: Path, config: SegmenterConfig) -> SegmenterConfig:
+    """The configuration, with the path of what describes a segmenter of Hugging Face."""
+    if config.architecture == "sam2":
+        if config.weights != SEGMENTER:
+            raise ReleaseError(
+                f"release '{folder}': segmenter '{config.weights}' is not in the release; write it again"
+            )
+        config.weights = inside(folder, SEGMENTER)
+    return config
+
+
+def inside(folder: Path, name: str) -> str:
+    """The path of a folder of a release, which has to have a config.json: else the name could be taken for a hub id."""
+    if not (folder / name / "config.json").is_file():
+        raise ReleaseError(f"release '{folder}' is incomplete: {name}/config.json is missing; copy it again")
+    return str(folder / name)
 
 
 def shared_names(model: torch.nn.Module) -> dict[str, str]:
@@ -191,8 +279,8 @@ def load_any(path: Path | str) -> CoreSeg | Segmenter:
     if Path(path).suffix != ".ckpt":
         return load_release(path)
     if "segmenter" in read_checkpoint(path)["hyper_parameters"]:
-        return module_from_checkpoint(path, "segmenter", Segmenter, SegmenterConfig)
-    return module_from_checkpoint(path, "core_seg", CoreSeg, CoreSegConfig)
+        return module_from_checkpoint(path, "segmenter", segmenter_for, SegmenterConfig)
+    return module_from_checkpoint(path, "core_seg", partial(CoreSeg, pretrained=False), CoreSegConfig)
 
 
 def load_model(path: Path | str) -> CoreSeg:
@@ -217,22 +305,22 @@ def load_segmenter(path: Path | str) -> Segmenter:
     return model if isinstance(model, Segmenter) else model.segmenter
 
 
-def module_from_checkpoint(path: Path | str, name: str, kind: type, config: type) -> Any:
+def module_from_checkpoint(path: Path | str, name: str, build: Callable[[Any], torch.nn.Module], config: type) -> Any:
     """A part of a checkpoint of your own, ready for inference.
 
     Args:
         path: The checkpoint.
         name: Of the part in the LightningModule and of its configuration in the hyper-parameters.
-        kind: What is built.
-        config: What it is built from.
+        build: Makes it from its configuration; the weights are loaded after that.
+        config: The class of the configuration.
 
     Raises:
         ReleaseError: No such file, or not such a checkpoint.
     """
     checkpoint = read_checkpoint(path)
     if name not in checkpoint["hyper_parameters"]:
-        raise ReleaseError(f"checkpoint '{path}' holds no {kind.__name__}; give one of a stage that trains it")
-    module = kind(from_plain(config, checkpoint["hyper_parameters"][name], f"checkpoint '{path}'"))
+        raise ReleaseError(f"checkpoint '{path}' holds no {name}; give one of a stage that trains it")
+    module = build(from_plain(config, checkpoint["hyper_parameters"][name], f"checkpoint '{path}'"))
     module.load_state_dict(part(checkpoint, f"{name}."))
     return module.eval()
 

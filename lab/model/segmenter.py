@@ -21,6 +21,15 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 """ImageNet statistics in 0..255, which segment-anything and timm's EfficientNet-Lite0 share."""
 
 
+def min_max(pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32, each image from its own least value, 0, to its greatest, 1;
+    its padding counts."""
+    flat = pixels.float().flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    span = (high - low).clamp(min=1e-8)
+    return ((pixels.float() - low[:, None, None, None]) / span[:, None, None, None]).permute(0, 3, 1, 2)
+
+
 def normalise(pixels: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32 with ImageNet mean 0 and deviation 1, channels_last in memory."""
     mean = torch.tensor(PIXEL_MEAN, device=pixels.device)
@@ -32,14 +41,19 @@ def normalise(pixels: Tensor) -> Tensor:
 class SegmenterConfig:
     """What the segmenter is built from."""
 
-    architecture: Literal["small", "vit_b", "vit_l", "vit_h"] = "small"
-    """`small`: EfficientNet-Lite0 with a feature pyramid, for CPUs; `vit_*`: the SAM / MedSAM encoders at 1024 px."""
+    architecture: Literal["small", "vit_b", "vit_l", "vit_h", "sam2"] = "small"
+    """`small`: EfficientNet-Lite0 with a feature pyramid, for CPUs; `vit_*`: the SAM / MedSAM encoders at 1024 px;
+    `sam2`: SAM 2 / MedSAM 2."""
     image_size: int = 320
-    """Side of the padded square input in pixels; 1024 for `vit_*`."""
+    """Side of the padded square input in pixels; 1024 for `vit_*`, as trained for `sam2` (SAM 2 1024, MedSAM 2 512)."""
     embed_dim: int = 128
-    """Channels of the image embedding and of a prompt token; 256 for `vit_*`."""
+    """Channels of the image embedding and of a prompt token; 256 for `vit_*` and `sam2`."""
+    pixel_range: Literal["imagenet", "min_max"] = "imagenet"
+    """What the encoder was trained on: ImageNet's mean 0 and deviation 1, as SAM and SAM 2, or each image's own values
+    from 0 to 1, as MedSAM (its `MedSAM_Inference.py`)."""
     weights: str | None = None
-    """`vit_*`: path of a SAM or MedSAM `.pth`. `small`: None starts the encoder from ImageNet, "random" does not."""
+    """`vit_*`: path of a SAM or MedSAM `.pth`. `sam2`: local folder or hub id in transformers' format. `small`: None
+    starts the encoder from ImageNet, "random" does not."""
 
     @property
     def embedding_size(self) -> int:
@@ -123,11 +137,15 @@ class BatchedMaskDecoder(MaskDecoder):
 
 
 class Segmenter(nn.Module):
-    """Image encoder, prompt encoder and mask decoder; see `SegmenterConfig` for the two families of encoders."""
+    """Image encoder, prompt encoder and mask decoder; see `SegmenterConfig` for the families of encoders."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
+        self.build(config)
+
+    def build(self, config: SegmenterConfig) -> None:
+        """Make the parts, with random weights."""
         dim, cells = config.embed_dim, config.embedding_size
         if config.architecture == "small":
             self.image_encoder: nn.Module = PyramidImageEncoder(dim)
@@ -159,11 +177,17 @@ class Segmenter(nn.Module):
             path = Path(self.config.weights)
             if not path.is_file():
                 raise LabError(f"segmenter weights '{path}' do not exist; give a SAM or MedSAM .pth file")
-            self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+            try:
+                self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+            except Exception:
+                raise LabError(
+                    f"'{path}' is not a SAM or MedSAM .pth file of {self.config.architecture}; check segmenter.weights "
+                    "and segmenter.architecture"
+                ) from None
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 RGB, padded to the square, to image embeddings (B, C, h, w)."""
-        return self.image_encoder(normalise(pixels))
+        return self.image_encoder((min_max if self.config.pixel_range == "min_max" else normalise)(pixels))
 
     def box_prompt(self, boxes: Tensor) -> Tensor:
         """One box an image, (B, 4) xyxy in pixels of the padded square, to prompt tokens (B, 2, C)."""

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from lab.data.facts import Facts
 from lab.data.reasoning import CONTRAST, COUNT, write
 from lab.model.answer import render
-from lab.model.reasoner import IMAGE, SEG, SMALL_TOKENIZER
+from lab.model.pretrained import SEG
+from lab.model.reasoner import IMAGE, SMALL_TOKENIZER
 
 SPECIAL = ["<pad>", "<eos>", IMAGE, SEG, "<user>", "<assistant>", "<think>", "</think>", "<answer>", "</answer>"]
 MODALITIES = (

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lab.data.facts import Facts, measure
+from lab.data.facts import Facts, borderline, measure
 from lab.data.reasoning import CONTRAST, COUNT, check_claims, mirror, parse_claims, write
 
 
@@ -88,3 +88,18 @@ def test_free_text_is_read_without_an_error():
 def test_mirrored_words_are_swapped_and_swapped_back():
     text = "Left of the upper right lesion"
     assert mirror(text) == "Right of the upper left lesion" and mirror(mirror(text)) == text
+
+
+def test_a_number_on_the_border_of_two_words_is_told_apart_from_one_well_inside():
+    inside = Facts("centre", "medium", "darker", "sharp", "oval", "single", (0.5, 0.5), 0.05, -25.0, 0.6, 0.74, 1)
+    assert borderline(inside) == set()
+    edges = {
+        "location": {"centroid": (0.5, 0.34)},
+        "size": {"fraction": 0.021},
+        "contrast": {"difference": -38.0},
+        "margin": {"edge_share": 0.27},
+        "shape": {"roundness": 0.87},
+    }
+    for name, change in edges.items():
+        assert borderline(replace(inside, **change)) == {name}
+    assert borderline(replace(inside, fraction=0.9, difference=90.0, roundness=1.0)) == set()

@@ -1,8 +1,10 @@
 """Without these a resumed run would see other images than an unbroken one, or never the same image with two queries."""
 
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lab.data.mixture import MixtureSampler, Part
@@ -49,6 +51,40 @@ def test_small_sources_are_repeated():
     mixture = MixtureSampler([(part, records(8, source="big") + records(2, source="small"))], 1, 0, lambda: 0)
     drawn = [mixture.batch(number)[0][0] for number in range(16)]
     assert sum(index >= 8 for index in drawn) == 8
+
+
+def test_a_seed_draws_what_it_drew_before_images_were_kept_as_arrays():
+    """A run started with an earlier version would go on with other images; the earlier version in short."""
+    parts = [
+        (Part("a", 3, balance=0.5), records(7) + records(2, source="t")),
+        (Part("b", 4, "train", 2), records(5, 3)),
+    ]
+    groups, offset = [], 0
+    for part, given in parts:
+        of_image = defaultdict(list)
+        for index, record in enumerate(given):
+            of_image[record.image].append(offset + index)
+        sizes = Counter(given[group[0] - offset].source for group in of_image.values())
+        largest = max(sizes.values())
+        groups.append([
+            group for group in of_image.values()
+            for _ in range(round((largest / sizes[given[group[0] - offset].source]) ** part.balance))
+        ])  # fmt: skip
+        offset += len(given)
+    expected = []
+    for number in range(12):
+        draws = []
+        for which, (part, _) in enumerate(parts):
+            images = part.per_batch // part.queries_per_image
+            for position in range(number * images, (number + 1) * images):
+                walk, place = divmod(position, len(groups[which]))
+                order = np.random.default_rng((5, which, walk)).permutation(len(groups[which]))
+                rng = np.random.default_rng((5, which, position))
+                seed = int(rng.integers(2**31))
+                chosen = rng.permutation(groups[which][order[place]])[: part.queries_per_image]
+                draws += [(int(index), seed) for index in chosen]
+        expected.append(draws)
+    assert list(MixtureSampler(parts, 12, 5, lambda: 0)) == expected
 
 
 def test_a_batch_that_pairs_do_not_divide_is_refused():

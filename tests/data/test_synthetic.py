@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from lab.data.manifest import check_pixels, read_manifest
+from lab.data.check import check_manifest
 from lab.data.reason import REASON, chosen_questions, none_here, queries, write_reason
 from lab.data.synthetic import TRACK_BLOCK, case_seeds, make_case, write_plain
 from lab.errors import LabError
@@ -32,7 +32,7 @@ def test_cases_are_made_fast_enough_to_be_written_while_one_waits():
 def test_a_written_set_reads_back_without_a_problem(tmp_path):
     plain, reason = write_plain(tmp_path / "p", 12, seed=3), write_reason(tmp_path / "r", 6, seed=3)
     for path in (plain, reason):
-        assert check_pixels(read_manifest(path)) == []
+        assert check_manifest(path, workers=1).problems == []
     lines = [json.loads(line) for line in reason.read_text().splitlines()]
     assert len({line["image"] for line in lines}) == 6 and len(lines) >= 12
 

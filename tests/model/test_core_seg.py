@@ -230,14 +230,17 @@ def test_a_release_gives_identical_outputs(model, images, tmp_path):
     [
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]), "damaged"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]),
+            "was changed",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "not JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "not a release"),
         (lambda d: edit(d, lambda c: c.update(format="other")), "not a release"),
         (lambda d: edit(d, lambda c: c["core_seg"].update(backdoor="os.system")), "backdoor is not known"),
         (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(layers="two")), "layers is 'two', not int"),
         (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(layers=3)), "do not fit"),
-        (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(model="../../etc")), "cannot be loaded"),
+        (lambda d: edit(d, lambda c: c["core_seg"]["reasoner"].update(model="../../etc")), "is not in the release"),
     ],
 )
 def test_a_damaged_or_foreign_release_is_refused_with_one_sentence(model, tmp_path, damage, message):

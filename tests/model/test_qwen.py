@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from lab.grpo.policy import group_pass
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.decoding import Sampling, collect, token_log_probs
 from lab.model.qwen import QwenReasoner
-from lab.model.reasoner import CHAT_TEMPLATE, ReasonerConfig, small_tokenizer
+from lab.model.reasoner import ReasonerConfig
 from lab.model.segmenter import SegmenterConfig
+from tests.tiny_checkpoints import qwen
 
 QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image."]
 IMAGE_SIZE = 112
@@ -23,37 +23,7 @@ def checkpoint(tmp_path_factory):
     """Random weights in the real format: config, safetensors, tokenizer, image processor."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("qwen")
-    tokenizer = small_tokenizer()
-    names = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": names})
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("<image>", "".join(names))
-    start, image, end = tokenizer.convert_tokens_to_ids(names)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
-            "initializer_range": 0.2,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 64,
-            "num_heads": 2,
-            "intermediate_size": 64,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=image,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
-    )
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessor().save_pretrained(folder)
+    qwen(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen2_5_vl"
     return folder
 

@@ -9,7 +9,8 @@ import torch
 
 from apps.cli import main
 from lab.data.reason import write_reason
-from lab.model.release import load_model, load_segmenter
+from lab.model.release import load_model, load_segmenter, save_release
+from lab.model.segmenter import Segmenter, SegmenterConfig
 from tests.modules.kill import killed_at
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +142,18 @@ def test_stage_1_goes_on_with_the_deep_layers_of_the_encoder(lesions, tmp_path, 
     same = {name for name, value in before.named_parameters() if torch.equal(value, after.get_parameter(name))}
     shallow = ("backbone.conv_stem", "backbone.bn1", "backbone.blocks.0.", "backbone.blocks.1.", "backbone.blocks.2.")
     assert {name for name, _ in before.named_parameters() if name.startswith(shallow)} == same
+
+
+def test_stage_0_goes_on_from_a_release_whose_encoder_stays_as_it_is(lesions, tmp_path, monkeypatch):
+    """Else the encoder that stage 1 was trained with would no longer be that of the boxes' segmenter."""
+    monkeypatch.chdir(tmp_path)
+    before = Segmenter(SegmenterConfig(image_size=64)).eval()
+    save_release(before, "stage0", "Stage 0", "nothing", half=False)
+    more = ["--model.init_args.segmenter=null", "--model.init_args.start=stage0"]
+    arguments = [word for word in flags("segmenter", lesions, "on", *more) if "segmenter.image_size" not in word]
+    assert main([*arguments, "--model.init_args.encoder_learning_rate=0"]) == 0
+    after = load_segmenter("runs/on/checkpoints/last.ckpt")
+    assert all(
+        torch.equal(t, after.image_encoder.state_dict()[n]) for n, t in before.image_encoder.state_dict().items()
+    )
+    assert any(not torch.equal(p, q) for p, q in zip(before.mask_decoder.parameters(), after.mask_decoder.parameters()))

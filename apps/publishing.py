@@ -1,0 +1,79 @@
+"""The commands that make of a model what others can use."""
+
+import json
+from pathlib import Path
+
+
+def release(
+    checkpoint: Path,
+    folder: Path,
+    title: str = "CORE-Seg tiny",
+    data: str = "see the run's config_fit.yaml",
+    *,
+    evaluations: list[Path] | None = None,
+    mirrored: bool | None = None,
+    threshold: float | None = None,
+    corroborate: bool | None = None,
+):
+    """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
+
+    Args:
+        checkpoint: checkpoints/last.ckpt of a run, or a release, to be written anew.
+        folder: Where to.
+        title: Title of the model card.
+        data: What the model was trained on, for the card.
+        evaluations: Folders that core-seg evaluate wrote about it, for the card.
+        mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
+        threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
+        corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
+    """
+    from lab.errors import LabError
+    from lab.model.release import load_any, save_release
+    from lab.model.segmenter import Segmenter
+
+    model = load_any(checkpoint)
+    chosen = {"mirrored": mirrored, "threshold": threshold, "corroborate": corroborate}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(model, Segmenter) and chosen:
+        raise LabError(f"--{next(iter(chosen))} is of stage 1 and 2, but '{checkpoint}' is of stage 0; drop it")
+    vars(model.config).update(chosen)
+    found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
+    save_release(model, folder, title, data, evaluations=found)
+    print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
+
+
+def merge(model: Path, folder: Path, title: str = "CORE-Seg", data: str = "see the run's config_fit.yaml"):
+    """Write a release whose LoRA, and trained row of <seg>, are part of the weights.
+
+    Args:
+        model: A release, or checkpoints/last.ckpt of a run.
+        folder: Where to.
+        title: Title of the model card.
+        data: What the model was trained on, for the card.
+    """
+    from lab.errors import LabError
+    from lab.model.release import load_model, save_release
+
+    core_seg = load_model(model)
+    if not core_seg.config.reasoner.lora_rank:
+        raise LabError(f"'{model}' has no LoRA to merge; share it with core-seg release")
+    core_seg.reasoner.model.float()  # what LoRA adds is lost where weights are rounded before it is added
+    core_seg.reasoner.merge_lora()
+    save_release(core_seg, folder, title, data)
+    print(f"wrote {folder} (LoRA merged)")
+
+
+def push(folder: Path, repo_id: str, *, private: bool = True, dry_run: bool = False):
+    """Upload a release with its card to the Hugging Face hub, with the token of `hf auth login`.
+
+    Args:
+        folder: Of a release; one that cannot be loaded, or that holds anything else, is refused.
+        repo_id: owner/name, made when there is no such repository.
+        private: Of a repository that is made.
+        dry_run: Check everything and list what would be uploaded, without network.
+    """
+    from lab.model.hub import push as upload
+
+    for name in (files := upload(folder, repo_id, private, dry_run)):
+        print(f"{(folder / name).stat().st_size / 1e6:9.2f} MB  {name}")
+    print(f"{'would upload' if dry_run else 'uploaded'} {len(files)} files to https://huggingface.co/{repo_id}")
