@@ -8,7 +8,6 @@ import lightning as L
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lab.errors import LabError
 from lab.estimate.job import Job, read_job
 from lab.estimate.machines import Machine, read_machine
 from lab.estimate.plan import GIB, USABLE, Estimate, advise, best, estimates
@@ -25,7 +24,7 @@ def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
 
     Raises:
         ArgumentError: For what does not parse.
-        LabError: No configuration, or one that cannot be estimated.
+        LabError: For a configuration that cannot be estimated.
     """
     parser = LightningArgumentParser(prog="core-seg estimate", description=ABOUT, exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Of core-seg fit.")
@@ -35,9 +34,8 @@ def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     settings: dict[str, Any] = parser.parse_args(arguments).as_dict()
-    if not settings["config"]:
-        raise LabError("core-seg estimate needs a configuration; add -c configs/tiny/sft.yaml")
-    return read_job(settings, Path(str(settings["config"][-1]))), read_machine(settings["gpus"])
+    config = Path(str(settings["config"][-1])) if settings["config"] else Path("the flags")
+    return read_job(settings, config), read_machine(settings["gpus"])
 
 
 def run_estimate(arguments: list[str]) -> None:

@@ -12,6 +12,9 @@ from lab.errors import LabError
 from lab.model.core_seg import CoreSegConfig
 from lab.model.release import from_plain, read_checkpoint
 
+QUERY_TOKENS = {"small": 20, "checkpoint": 48}
+"""About; of the latter half are the chat template."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -21,6 +24,8 @@ class Job:
     core_seg: CoreSegConfig
     asked: tuple[int, ...]
     """Of each image in a batch, how many records ask about it; the encoders see it once."""
+    query_tokens: int
+    """Of the longest prompt, beside the visual tokens: query and chat template."""
     answer_tokens: int
     """Of the longest completion, `max_new_tokens`: the worst case."""
     steps: int
@@ -85,6 +90,7 @@ def read_job(settings: dict[str, Any], beside: Path) -> Job:
         stage="sft" if kind == "Sft" else "grpo",
         core_seg=config,
         asked=tuple(queries for records, queries in of_parts for _ in range(records // queries)),
+        query_tokens=QUERY_TOKENS["small" if config.reasoner.model == "small" else "checkpoint"],
         answer_tokens=h["max_new_tokens"],
         steps=trainer["max_steps"],
         lora_rank=h["lora_rank"] if kind == "Grpo" else config.reasoner.lora_rank,

@@ -89,9 +89,8 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
             merged = [layer.get_base_layer().weight.clone() for layer in skeleton.lora_layers()]
             token(prompt, 0, 1)
         with traced() as end:
-            for layer in cache.layers:  # as if all but the last token had been written
-                shape = (rows, layer.keys.shape[1], written, layer.keys.shape[-1])
-                layer.update(layer.keys.new_empty(shape), layer.values.new_empty(shape))
+            for layer in cache.layers:
+                fill(layer, prompt + written, group)
             in_cache = sum(layer.room.nbytes for layer in cache.layers)
             logits = head(token(group, prompt + written, group))
             choose(logits.float(), Sampling(temperature=1.0), [0], torch.Generator())
@@ -109,6 +108,15 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
     return cost, in_cache, read
 
 
+def fill(layer: RoomyLayer, length: int, at_once: int) -> None:
+    """Write keys and values until there are so many, `at_once` a time, as far as memory is concerned."""
+    while layer.length < length:
+        room = layer.room.shape[-2] - layer.length
+        more = min(length - layer.length, (room // at_once + 1) * at_once)  # until it has to grow
+        shape = (*layer.keys.shape[:2], more, layer.keys.shape[-1])
+        layer.update(layer.keys.new_empty(1).expand(shape), layer.keys.new_empty(1).expand(shape))
+
+
 def learn_batch(skeleton: Skeleton, job: Job) -> Cost:
     """Stage 1: teacher forcing of a batch, and its gradients."""
     rows, prompt, answer = job.records, skeleton.prompt_tokens, job.answer_tokens
@@ -122,7 +130,7 @@ def learn_batch(skeleton: Skeleton, job: Job) -> Cost:
             hidden = skeleton.read(skeleton.embed(rows, prompt + answer, embeddings), rows)
             logits = skeleton.vlm.lm_head(hidden[:, prompt - 1 : -1].flatten(0, 1))
             relevance = skeleton.relevance(hidden[:, : skeleton.image_tokens].float())[..., 0].float()
-            masks = skeleton.segmenter.decode(embeddings, skeleton.adapter(hidden[:, -2].float()))
+            masks = skeleton.segmenter.decode(embeddings, skeleton.prompts(hidden[:, -2]))
         text = F.cross_entropy(logits.float(), torch.empty(rows * answer, dtype=torch.long))
         shown = F.binary_cross_entropy_with_logits(relevance, torch.empty_like(relevance))
         return text + shown + mask_loss(masks.float())
@@ -163,7 +171,7 @@ def learn_group(skeleton: Skeleton, job: Job) -> Cost:
         with autocast(job):
             log_probs, states = read()
             embeddings = skeleton.embeddings(1).expand(group, -1, -1, -1)
-            masks = skeleton.segmenter.decode(embeddings, skeleton.adapter(states.float()))
+            masks = skeleton.segmenter.decode(embeddings, skeleton.prompts(states))
         old, mask = log_probs.detach(), torch.empty(group, answer)
         loss, _ = policy_loss(log_probs, old, torch.empty(group), mask, reference, job.beta)
         loss = loss + mask_loss(masks.float())

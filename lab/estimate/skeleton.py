@@ -17,8 +17,6 @@ from lab.model.reasoner import small_config, small_tokenizer
 from lab.model.segmenter import Segmenter
 
 TILED = ("idefics3", "smolvlm")
-QUERY_TOKENS = 40
-"""Of the chat template and a query, about, beside the visual tokens."""
 
 
 class Skeleton(nn.Module):
@@ -31,6 +29,8 @@ class Skeleton(nn.Module):
         super().__init__()
         config = job.core_seg.reasoner
         self.small, self.image_size = config.model == "small", config.image_size
+        self.query_tokens = job.query_tokens
+        self.queries = job.core_seg.adapter.queries if job.core_seg.adapter.kind == "queries" else 0
         self.one_backbone = self.small and job.core_seg.segmenter.architecture == "small"
         with torch.device("meta"):
             shapes = small_config(config, small_tokenizer()) if self.small else architecture(config.model)
@@ -104,7 +104,7 @@ class Skeleton(nn.Module):
 
     @property
     def prompt_tokens(self) -> int:
-        return QUERY_TOKENS + self.image_tokens
+        return self.query_tokens + self.image_tokens
 
     def see(self, images: int) -> Tensor:
         """So many images through the vision tower and, where it is not trained, into the language model's space."""
@@ -161,6 +161,11 @@ class Skeleton(nn.Module):
         pooled = [pool(embeddings, side) for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)]
         scene = self.scene(torch.cat(pooled, dim=1).flatten(2).transpose(1, 2))
         return self.visual_norm(visual + scene) + self.image_positions
+
+    def prompts(self, states: Tensor) -> Tensor:
+        """States (M, D) to the mask decoder's prompts (M, prompt_tokens, C)."""
+        states = states.float()
+        return self.adapter(states[:, None].expand(-1, self.queries, -1) if self.queries else states)
 
     def read(self, embeds: Tensor, rows: int) -> Tensor:
         """Last hidden states (B, T, D) of whole sequences (B, T, D), each with an attention mask of its own."""

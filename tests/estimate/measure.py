@@ -24,7 +24,7 @@ class PeakOfFit(L.Callback):
         self.found["weights"] = sum(tensor.nbytes for tensor in tensors)
         self.found["parameters"] = sum(p.numel() for p in module.parameters())
         self.found["trained"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        self.found["answers"] = []
+        self.found["answers"], self.found["prompts"] = [], []
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.profiler.__enter__()
 
@@ -32,6 +32,7 @@ class PeakOfFit(L.Callback):
         reasoner = module.core_seg.reasoner
         self.found["records"] = len(batch["query"])
         self.found["images"] = len({pixels.numpy().tobytes() for pixels in batch["pixels"]})
+        self.found["prompts"] += [len(reasoner.prompt_ids(query)) for query in batch["query"]]
         if module.stage == "grpo":
             self.found["answers"] += [len(completion) for group in module.groups for completion in group.completions]
         else:
