@@ -51,6 +51,7 @@ class LabCLI(LightningCLI):
         settings.name = settings.name or default_name(settings.config)
         self.folder = Path("runs") / settings.name
         settings.weights_only = True
+        check_strategy(settings.trainer.strategy)
         if path := settings.ckpt_path:
             path = self.folder / "checkpoints" / f"{path}.ckpt" if path in ("last", "best") else Path(path)
             if not path.is_file():
@@ -68,9 +69,7 @@ class LabCLI(LightningCLI):
         callbacks += checkpoints(self.folder)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         logger = [JsonlLogger(self.folder), TensorBoardLogger(self.folder, name="", version="tensorboard")]
-        trainer = super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
-        check_strategy(trainer.strategy)
-        return trainer
+        return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()

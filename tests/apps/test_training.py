@@ -137,6 +137,6 @@ def test_a_checkpoint_from_before_a_setting_existed_goes_on(flags, tmp_path, cap
 
 def test_settings_of_the_model_count_as_their_defaults_too():
     """As `core_seg.corroborate`, which checkpoints of before do not have."""
-    model = SegmenterModule(SegmenterConfig(image_size=64, weights="random"))
+    model = SegmenterModule(SegmenterConfig(image_size=64, embed_dim=32, weights="random"))
     known = defaults(model)
-    assert known["segmenter.embed_dim"] == 64 and known["box_jitter"] == 0.1
+    assert known["segmenter.embed_dim"] == 128 and known["box_jitter"] == 0.1

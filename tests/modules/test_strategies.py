@@ -108,7 +108,7 @@ def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
         if name in untrained
     )
     print(f"{stage} {strategy}: losses {max(gaps):.1e}, weights {apart:.1e}, of a change of {moved:.1e}")
-    assert apart < 2e-4 < 1e-3 < moved
+    assert apart < 2e-4 < 5e-4 < moved
     load_model(f"runs/{two}/checkpoints/last.ckpt")
     if stage == "sft":
         assert any(line.get("train/own_seg_loss") for line in metrics(one)), "no mask was learnt from own text"
@@ -148,7 +148,9 @@ def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch
     assert "Trainer.fit" in printed[0] and "it/s" not in printed[1]
 
 
-@pytest.mark.parametrize("strategy, sentence", [("deepspeed", "DeepSpeed"), ("fsdp", "take ddp, fsdp2 or deepspeed")])
+@pytest.mark.parametrize(
+    "strategy, sentence", [("deepspeed", "DeepSpeed"), ("fsdp", "take one of auto, ddp, fsdp2, deepspeed")]
+)
 def test_a_strategy_that_cannot_work_here_is_refused(strategy, sentence, lesions, start, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(flags("sft", lesions, start, "no", f"--trainer.strategy={strategy}")) == 2
