@@ -58,14 +58,14 @@ def run_estimate(arguments: list[str]) -> None:
 
 def report(found: list[Estimate], job: Job) -> Iterator[str]:
     """Estimates of one job under several strategies as lines of text."""
-    one, last, machine = found[0], found[-1], found[0].machine
+    one, machine = found[0].traced, found[0].machine
     yield f"stage {job.stage}: {job.core_seg.reasoner.model} with {job.core_seg.segmenter.architecture}, on {machine}"
     yield f"parameters: {one.total / 1e6:,.1f} M, of which {one.trained / 1e6:,.2f} M are trained"
     completions = f" x {job.group_size} completions" if job.stage == "grpo" else ""
     yield f"a batch: {job.images} images, {job.records} records{completions}"
     yield f"prompts of {one.prompt_tokens} tokens, answers of {job.answer_tokens}, the most that is allowed"
     if job.images % machine.world:
-        share = f"estimated for {last.job.images} on each"
+        share = f"estimated for {found[-1].job.images} on each"
         yield f"{job.images} images cannot be shared evenly by {machine.world} processes ({share}): change per_batch"
     rows = [("on each GPU", *(NAMES[each.strategy] for each in found))]
 
@@ -77,10 +77,10 @@ def report(found: list[Estimate], job: Job) -> Iterator[str]:
     memories = [each.memory for each in found]
     for part in ("weights", "gradients", "optimiser"):
         add(f"GB: {part}", *(getattr(memory, part) / GIB for memory in memories))
-    add("GB: activations", *(each.phases.learning.peak / GIB for each in found))
-    add("GB: KV cache", *(each.phases.kv_cache / GIB for each in found))
+    add("GB: activations", *(each.traced.phases.learning.peak / GIB for each in found))
+    add("GB: KV cache", *(each.traced.phases.kv_cache / GIB for each in found))
     add("GB: SAM, weights", *(memory.sam / GIB for memory in memories))
-    add("GB: SAM, its encoder at work", *(each.phases.segmenter.peak / GIB for each in found))
+    add("GB: SAM, its encoder at work", *(each.traced.phases.segmenter.peak / GIB for each in found))
     for phase in memories[0].phases:
         add(f"GB in use while {phase}", *((memory.held + memory.phases[phase]) / GIB for memory in memories))
     add("GB at the worst moment", *(memory.peak / GIB for memory in memories))

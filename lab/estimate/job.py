@@ -1,7 +1,7 @@
 """What a fit configuration asks for, as far as memory and time depend on it."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ class Job:
     """A training run: the batch is that of all processes, or, from `share`, of one."""
 
     stage: Literal["sft", "grpo"]
-    core_seg: CoreSegConfig
+    core_seg: CoreSegConfig = field(hash=False)
     asked: tuple[int, ...]
     """Of each image in a batch, how many records ask about it; the encoders see it once."""
     query_tokens: int

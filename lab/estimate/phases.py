@@ -85,22 +85,20 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
                 use_cache=True,
             ).last_hidden_state[:, -tokens:]
 
-        with traced() as start:
-            merged = [layer.get_base_layer().weight.clone() for layer in skeleton.lora_layers()]
-            token(prompt, 0, 1)
-        with traced() as end:
+        with traced() as cost:
+            with traced() as start:
+                merged = [layer.get_base_layer().weight.clone() for layer in skeleton.lora_layers()]
+                token(prompt, 0, 1)
             for layer in cache.layers:
                 fill(layer, prompt + written, group)
             in_cache = sum(layer.room.nbytes for layer in cache.layers)
-            logits = head(token(group, prompt + written, group))
-            choose(logits.float(), Sampling(temperature=1.0), [0], torch.Generator())
+            with traced() as end:
+                logits = head(token(group, prompt + written, group))
+                choose(logits.float(), Sampling(temperature=1.0), [0], torch.Generator())
         layer = cache.layers[0]
         per_token = 2 * len(cache.layers) * rows * layer.keys[:1, :, :1].nbytes
-    cost = Cost(
-        peak=max(start.peak, start.left + end.peak),
-        flops=start.flops + end.flops * job.answer_tokens,
-        operators=start.operators + end.operators * job.answer_tokens,
-    )
+    cost.flops = start.flops + end.flops * job.answer_tokens
+    cost.operators = start.operators + end.operators * job.answer_tokens
     weights = sum(p.nbytes for part in (language_model, head) for p in part.parameters())
     read = job.answer_tokens * (weights + per_token * (prompt + written // 2))
     del merged

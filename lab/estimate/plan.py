@@ -5,6 +5,7 @@ Memory is traced, time is an estimate: FLOPs and bytes of a step over a stated s
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -51,14 +52,10 @@ class Memory:
         return max(self.phases, key=self.phases.get)
 
 
-@dataclass
-class Estimate:
-    """A traced step of one process under a strategy."""
+@dataclass(frozen=True)
+class Traced:
+    """A model and a step of one process."""
 
-    job: Job
-    """The process's share."""
-    strategy: Strategy
-    machine: Machine
     phases: Phases
     total: int
     """Parameters."""
@@ -68,16 +65,27 @@ class Estimate:
     sharded), `layer` (the largest), `trained_layers`."""
     prompt_tokens: int
 
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step of one process needs under a strategy."""
+
+    job: Job
+    """The process's share."""
+    strategy: Strategy
+    machine: Machine
+    traced: Traced
+
     @property
     def tokens(self) -> int:
         """Of a step on this process, prompts and completions."""
         job = self.job
-        return job.accumulate * job.records * (self.prompt_tokens + job.group_size * job.answer_tokens)
+        return job.accumulate * job.records * (self.traced.prompt_tokens + job.group_size * job.answer_tokens)
 
     @property
     def flops(self) -> float:
         """Of a step on this process, with the encoders."""
-        phases, accumulate = self.phases, self.job.accumulate
+        phases, accumulate = self.traced.phases, self.job.accumulate
         return phases.encoding.flops * accumulate + phases.learning.flops + self.samplings * phases.sampling.flops
 
     @property
@@ -88,7 +96,7 @@ class Estimate:
     @property
     def memory(self) -> Memory:
         """On each GPU."""
-        s, phases = self.sizes, self.phases
+        s, phases = self.traced.sizes, self.traced.phases
         weights, trained, fetched = s["weights"], s["trained"], 0.0
         if self.strategy == "fsdp2":  # a layer is whole while it works, and the next is fetched
             elsewhere = 1 - 1 / self.machine.world
@@ -110,7 +118,7 @@ class Estimate:
     @property
     def seconds(self) -> dict[str, float]:
         """Of the parts of a step."""
-        gpu, job, phases = self.machine.gpu, self.job, self.phases
+        gpu, job, phases = self.machine.gpu, self.job, self.traced.phases
         fast, slow = UTILISATION * gpu.bf16, UTILISATION * gpu.fp32
         frozen = fast if job.weights == torch.bfloat16 else slow  # without autocast
         towers = phases.encoding.flops - phases.segmenter.flops
@@ -126,14 +134,14 @@ class Estimate:
             passes = 2 + (job.beta > 0)
             groups = job.records * job.inner_steps if job.stage == "grpo" else 1
             fetches = passes * groups * job.accumulate + self.samplings
-            parts["communication"] = fetches * self.sizes["layers"] / self.machine.link
+            parts["communication"] = fetches * self.traced.sizes["layers"] / self.machine.link
         elif self.strategy == "ddp":
-            parts["communication"] = 2 * self.sizes["trained"] / self.machine.link
+            parts["communication"] = 2 * self.traced.sizes["trained"] / self.machine.link
         return parts
 
 
 def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
-    """Build a job's model on the meta device and trace a step of one process of it.
+    """What a step of a job needs.
 
     Args:
         job: With the batch of all processes.
@@ -145,6 +153,12 @@ def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
         job = job.share(machine.world)
     if strategy == "fsdp2":
         job = replace(job, weights=torch.float32)
+    return Estimate(job, strategy, machine, trace(job))
+
+
+@lru_cache
+def trace(job: Job) -> Traced:
+    """Build the model of a process's job on the meta device and trace a step of it."""
     skeleton = Skeleton(job)
     layers: nn.ModuleList = skeleton.language_model.layers
     trained = [p for p in skeleton.parameters() if p.requires_grad]
@@ -159,8 +173,7 @@ def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
     }
     total = sum(p.numel() for p in skeleton.parameters())
     phases = trace_phases(skeleton, job)
-    counts = total, sum(p.numel() for p in trained), sizes
-    return Estimate(job, strategy, machine, phases, *counts, skeleton.prompt_tokens)
+    return Traced(phases, total, sum(p.numel() for p in trained), sizes, skeleton.prompt_tokens)
 
 
 def estimates(job: Job, machine: Machine) -> list[Estimate]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from lab.errors import LabError
+from lab.model.pretrained import REASONERS, read_config
 
 SMOLVLM_VISION = {
     "hidden_size": 768,
@@ -141,7 +142,7 @@ def architecture(model: str) -> PreTrainedConfig:
         LabError: For a hub id that is not in the table.
     """
     if (Path(model) / "config.json").is_file():
-        return AutoConfig.from_pretrained(model)
+        return read_config(model, REASONERS)
     if model not in PUBLISHED:
         raise LabError(
             f"reasoner.model '{model}' is neither a folder with a config.json nor one of {', '.join(PUBLISHED)}; "

@@ -13,8 +13,8 @@ from transformers.vision_utils import get_vision_position_ids
 from lab.estimate.job import Job
 from lab.estimate.published import architecture
 from lab.model.adapter import adapter_for
+from lab.model.build import segmenter_for
 from lab.model.reasoner import small_config, small_tokenizer
-from lab.model.segmenter import Segmenter
 
 TILED = ("idefics3", "smolvlm")
 
@@ -35,7 +35,7 @@ class Skeleton(nn.Module):
         with torch.device("meta"):
             shapes = small_config(config, small_tokenizer()) if self.small else architecture(config.model)
             self.vlm = AutoModelForImageTextToText.from_config(shapes).to(job.weights)
-            self.segmenter = Segmenter(job.core_seg.segmenter)
+            self.segmenter = segmenter_for(job.core_seg.segmenter)
             self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)
             self.relevance = nn.Linear(self.hidden_size, 1)
             if not self.small and job.lora_rank:
@@ -137,7 +137,8 @@ class Skeleton(nn.Module):
     def embeddings(self, rows: int) -> Tensor:
         """The segmenter's of images (B, C, h, w), float32 as the cache gives them."""
         config = self.segmenter.config
-        return torch.empty(rows, config.embed_dim, config.embedding_size, config.embedding_size)
+        channels = config.embed_dim * (4 if config.architecture == "sam2" else 1)  # with its finer maps
+        return torch.empty(rows, channels, config.embedding_size, config.embedding_size)
 
     def positions(self, rows: int, length: int) -> Tensor:
         """(B, T), or (3, B, T) where positions have three dimensions."""
