@@ -1,19 +1,30 @@
 """`core-seg fit | validate | test | predict`: LightningCLI, with a run folder that everything else reads."""
 
+import inspect
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lab.baselines.unet import UNetConfig
 from lab.errors import LabError
 from lab.memory import keep_freed_memory
+from lab.model.core_seg import CoreSegConfig
 from lab.model.release import read_checkpoint
+from lab.model.segmenter import SegmenterConfig
 from modules.callbacks import JsonlLogger, PredictionFiles, RunKeeper, RunProgress, checkpoints
+from modules.grpo import Rewards
+from modules.parallel import rank
+from modules.strategies import check_strategy, register
 
+CONFIGURATIONS = {"core_seg": CoreSegConfig, "segmenter": SegmenterConfig, "unet": UNetConfig, "rewards": Rewards}
+"""Hyper-parameters that are dataclasses of their own."""
 PLACES = {"cache", "segmenter_checkpoint", "start"}
 """Hyper-parameters that say where something lies; they may change between a run and its resumption."""
 
@@ -41,6 +52,7 @@ class LabCLI(LightningCLI):
         settings.name = settings.name or default_name(settings.config)
         self.folder = Path("runs") / settings.name
         settings.weights_only = True
+        check_strategy(settings.trainer.strategy)
         if path := settings.ckpt_path:
             path = self.folder / "checkpoints" / f"{path}.ckpt" if path in ("last", "best") else Path(path)
             if not path.is_file():
@@ -69,10 +81,12 @@ class LabCLI(LightningCLI):
 def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
     """Refuse to go on with other hyper-parameters than the checkpoint's, which would be followed in part only.
 
+    One that the checkpoint does not have yet counts as its default: so the run did before there was a choice.
+
     Raises:
         LabError: Naming each hyper-parameter with both values; or for a file that is not a checkpoint of ours.
     """
-    saved = flat(read_checkpoint(path)["hyper_parameters"])
+    saved = defaults(model) | flat(read_checkpoint(path)["hyper_parameters"])
     here = flat(dict(model.hparams))
     differing = [
         f"{name} is {here.get(name)} here and {saved.get(name)} in the checkpoint"
@@ -83,6 +97,13 @@ def check_hyperparameters(model: L.LightningModule, path: Path) -> None:
         raise LabError(
             f"cannot resume '{path}': {'; '.join(differing)}; drop the flag or start a run with another --name"
         )
+
+
+def defaults(model: L.LightningModule) -> dict:
+    """Values of the hyper-parameters that have one when nobody sets them, names as in `flat`."""
+    parameters = inspect.signature(type(model).__init__).parameters.values()
+    known = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    return known | flat({name: asdict(kind()) for name, kind in CONFIGURATIONS.items() if name in model.hparams})
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -106,6 +127,7 @@ def run_training(arguments: list[str]) -> None:
     """
     subcommand = arguments[0]
     keep_freed_memory()
+    register()
     try:
         LabCLI(
             args=arguments,
@@ -122,11 +144,26 @@ def run_training(arguments: list[str]) -> None:
     except MisconfigurationException as error:
         raise LabError(f"{' '.join(str(error).split())}; change the configuration") from None
     except SIGTERMException:
+        if rank() > 0:
+            return  # the first process says so
         raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        raise LabError(
+            "another process of this run has died (its own message is above, or it was killed); the run has ended. "
+            f"Go on from the last checkpoint with: {resume_command(arguments)}"
+        ) from None
     except ValueError as error:
         if behind := lab_error(error):
             raise behind from None
         raise
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether what failed is a message to or from another process, by the words of gloo and NCCL."""
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 
 def lab_error(error: BaseException | None) -> LabError | None:

@@ -74,35 +74,47 @@ class JsonlLogger(Logger):
 class RunKeeper(L.Callback):
     """Rewinds the metrics at a resume, and saves `last.ckpt` when a run is interrupted.
 
-    Ctrl-C is turned into SIGTERM, which Lightning heeds between two steps: what is saved then is a whole step, so that
-    the resumed run equals an unbroken one. A second Ctrl-C stops at once and saves nothing.
+    Ctrl-C and SIGUSR1, by which SLURM warns of a job's end, are turned into SIGTERM, which is heeded between two steps:
+    what is saved then is a whole step, so that the resumed run equals an unbroken one. A second Ctrl-C stops at once
+    and saves nothing. Of several processes any may be signalled: they agree before each step.
     """
 
     def __init__(self, folder: Path | str, resume_command: str) -> None:
         self.last, self.resume_command = Path(folder) / "checkpoints" / "last.ckpt", resume_command
-        self.process = os.getpid()
+        self.stopping = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGINT, self._interrupt)
+            heeded = {signal.SIGINT: self._interrupt, signal.SIGUSR1: lambda *_: signal.raise_signal(signal.SIGTERM)}
+            self.before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.before)
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+
+    @rank_zero_only
+    def _say(self, sentence: str) -> None:
+        print(f"\n{sentence}", file=sys.stderr)
 
     def _interrupt(self, *_: Any) -> None:
-        if os.getpid() != self.process:
-            return  # a data loading process, which the main one ends
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+        self._say("Stopping after this step; press Ctrl-C again to stop at once.")
         signal.raise_signal(signal.SIGTERM)
 
+    def _stop(self, *_: Any) -> None:
+        self.stopping = True
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size > 1:  # Lightning's own handler would send a message from wherever the signal finds it
+            signal.signal(signal.SIGTERM, self._stop)
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
                 logger.rewind(trainer.global_step)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.stopping, all=False):
+            raise SIGTERMException
         # Lightning 2.6.6 counts one step too many in the logs after a resume from a checkpoint of an epoch's end
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
@@ -110,7 +122,7 @@ class RunKeeper(L.Callback):
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
             return  # after a bug, or in the middle of a step, the last regular checkpoint is the one to trust
         trainer.save_checkpoint(self.last)
-        print(f"\nStopped at step {trainer.global_step} and saved. Go on with: {self.resume_command}", file=sys.stderr)
+        self._say(f"Stopped at step {trainer.global_step} and saved. Go on with: {self.resume_command}")
 
 
 class PredictionFiles(L.Callback):

@@ -1,6 +1,7 @@
 """The manifests that a run trains and validates on, as Lightning data loaders."""
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -55,19 +56,27 @@ class Lesions(L.LightningDataModule):
         dataset: Dataset = self.trainer.lightning_module.training_data(ConcatDataset([records for _, records in parts]))
         inner_steps = self.trainer.lightning_module.hparams.get("inner_steps", 1)  # of the optimiser, for each batch
         done = lambda: self.trainer.global_step // inner_steps  # noqa: E731
-        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, done)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, done, rank, world)
         return self._loader(dataset, sampler=sampler)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_records(self) -> Sequence[Record]:
+        """What is validated on, by all processes together."""
         records = split_of(self.val, self.val_split)
         if self.val_limit:
             records = records[:: max(1, len(records) // self.val_limit)][: self.val_limit]
-        return self._loader(RecordDataset(records))
+        return records
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(RecordDataset(self._share(self.val_records())))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(RecordDataset(split_of(self.test, self.test_split)))
+        return self._loader(RecordDataset(self._share(split_of(self.test, self.test_split))))
 
-    predict_dataloader: Callable = test_dataloader
+    def predict_dataloader(self) -> DataLoader:
+        if self.trainer.world_size > 1:
+            raise LabError("core-seg predict numbers its files in one process; add --trainer.devices 1")
+        return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Samples and lists of what belongs to an image stay as they are: the model moves the tensors that it needs."""
@@ -76,9 +85,22 @@ class Lesions(L.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
+    def _share(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Of records that are scored one at a time, those of this process; the numbers may differ by one."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if len(records) < world:
+            raise LabError(f"{len(records)} records cannot be scored by {world} processes; take fewer processes")
+        return records[rank::world]
+
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(dataset, batch_size=None, **workers, **kwargs)
+        return DataLoader(dataset, batch_size=None, worker_init_fn=leave_signals, **workers, **kwargs)
+
+
+def leave_signals(worker: int) -> None:
+    """Signals reach all processes of a job; the one that trains heeds them, while those that load go on for it."""
+    for heeded in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(heeded, signal.SIG_IGN)
 
 
 def split_of(manifest: str, split: str) -> Sequence[Record]:

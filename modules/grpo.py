@@ -25,6 +25,7 @@ from lab.grpo.rewards import (
 from lab.model.answer import Answer, parse
 from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
+from modules.parallel import clip_gradients, gather, gathered, is_sharded, rank, shares, sum_gradients, totals
 from modules.reasoning import ReasoningModule
 
 
@@ -181,12 +182,12 @@ class Grpo(ReasoningModule):
             with torch.no_grad():
                 for group in self.groups:
                     self.score(group, self.look(group)[1])
-            advantages = group_advantages(torch.stack([group.total for group in self.groups]), "batch")
-            for group, row in zip(self.groups, advantages):
+            advantages = group_advantages(torch.stack(gather([group.total for group in self.groups])), "batch")
+            for group, row in zip(self.groups, advantages[rank() * len(self.groups) :]):
                 group.advantages = row
         for inner_step in range(h.inner_steps):
             learnt = [self.learn(group) for group in self.groups]  # one graph in memory at a time, not B
-            self.log_dict({name: sum(shares[name] for shares in learnt) for name in learnt[0]}, sync_dist=True)
+            self.log_dict(totals({name: sum(part[name] for part in learnt) for name in learnt[0]}, self.device))
             if inner_step == 0:
                 self.log_groups()
             self.update()
@@ -197,10 +198,13 @@ class Grpo(ReasoningModule):
         encoded = self.encode(batch)
         visual = self.core_seg.see(encoded)
         prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
-        sampling = Sampling(h.temperature, h.top_p, h.top_k, seed=h.seed * 1_000_003 + self.global_step)
-        steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling)
+        seed = h.seed * 1_000_003 + self.global_step
+        sampling = Sampling(h.temperature, h.top_p, h.top_k, seed, batch["draw"])
+        with gathered(self):
+            steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling)
+            sampled = collect(steps, len(prompts), h.group_size)
         groups = []
-        for image, completions in enumerate(collect(steps, len(prompts), h.group_size)):
+        for image, completions in enumerate(sampled):
             texts = [reasoner.decode_text(completion) for completion in completions]
             answers = [parse(text, self.core_seg.config.reasoner.grid) for text in texts]
             groups.append(
@@ -214,10 +218,13 @@ class Grpo(ReasoningModule):
                     draws=[answer.valid and reasoner.seg_id in ids for answer, ids in zip(answers, completions)],
                 )
             )
-        tokens, masks = sum(group.tokens for group in groups), sum(sum(group.draws) for group in groups)
+        counts = {"tokens": sum(group.tokens for group in groups), "images": len(groups)}
+        counts["masks"] = sum(sum(group.draws) for group in groups)
+        part = shares(counts, self.device)
         for group in groups:
-            group.token_share, group.seg_share = group.tokens / tokens, sum(group.draws) / max(1, masks)
-            group.policy_share = group.token_share if h.loss_type == "dapo" else 1 / len(groups)
+            group.token_share = part["tokens"] * group.tokens / counts["tokens"]
+            group.seg_share = part["masks"] * sum(group.draws) / max(1, counts["masks"])
+            group.policy_share = group.token_share if h.loss_type == "dapo" else part["images"] / len(groups)
         return groups
 
     def autocast(self) -> torch.autocast:
@@ -240,14 +247,17 @@ class Grpo(ReasoningModule):
     def learn(self, group: Group) -> dict[str, Tensor]:
         """Score a group, unless that is done, and add what it teaches to the gradients.
 
+        On a sharded model every group has its backward pass, in which all processes meet; one that teaches nothing
+        adds zeros.
+
         Returns:
             Its share of the losses and metrics of the batch.
         """
-        h = self.hparams
+        h, sharded = self.hparams, is_sharded(self)
         if h.beta and group.reference is None:
             with torch.no_grad(), self.core_seg.reasoner.reference():
                 group.reference = self.read(group).log_probs
-        with torch.set_grad_enabled(group.teaches):
+        with torch.set_grad_enabled(group.teaches or sharded):
             read, mask_logits = self.look(group)
             if group.old_log_probs is None:
                 group.old_log_probs = read.log_probs.detach()
@@ -268,6 +278,8 @@ class Grpo(ReasoningModule):
             policy, seg = group.policy_share * policy, group.seg_share * self.seg_loss(group, mask_logits)
         if group.teaches:
             self.manual_backward(policy + h.seg_weight * seg)
+        elif sharded:
+            self.manual_backward(0.0 * policy)
         metrics["entropy"] = (read.entropy * read.mask).sum() / read.mask.sum()
         losses = {"train/policy_loss": policy.detach(), "train/seg_loss": seg.detach()}
         return losses | {name: group.token_share * value for name, value in metrics.items()}
@@ -308,7 +320,10 @@ class Grpo(ReasoningModule):
     def update(self) -> None:
         """One optimiser step on the gradients that there are."""
         optimizer = self.optimizers()
-        self.clip_gradients(optimizer, self.hparams.clip_norm, "norm")
+        if is_sharded(self) and not any(gather([group.teaches for group in self.groups])):
+            optimizer.zero_grad()  # zeros would move the weights along earlier steps' momentum
+        sum_gradients(self.parameters())
+        clip_gradients(self.parameters(), self.hparams.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()
@@ -316,13 +331,13 @@ class Grpo(ReasoningModule):
     def log_groups(self) -> None:
         """Metrics by trl's names and definitions, and the lab's own: `reward_group_std` is the mean deviation within
         groups, `rewards/<name>/frac_zero_std` the share of groups in which that reward alone tells nothing apart."""
-        reasoner, groups = self.core_seg.reasoner, self.groups
-        completions = [completion for group in groups for completion in group.completions]
-        lengths = torch.tensor([float(len(completion)) for completion in completions])
-        unfinished = torch.tensor([completion[-1] != reasoner.eos_id for completion in completions])
-        self.num_tokens += sum(group.tokens for group in groups)
-        self.num_tokens += sum(self.hparams.group_size * len(reasoner.prompt_ids(g.item["query"])) for g in groups)
-        total, dice = (torch.stack([getattr(group, name) for group in groups]) for name in ("total", "dice"))
+        reasoner = self.core_seg.reasoner
+        groups = gather([self.outcome(group) for group in self.groups])
+        lengths = torch.cat([group["lengths"] for group in groups])
+        unfinished = torch.cat([group["unfinished"] for group in groups])
+        prompts = sum(self.hparams.group_size * len(reasoner.prompt_ids(group["query"])) for group in groups)
+        self.num_tokens += int(lengths.sum()) + prompts
+        total, dice = (torch.stack([group[name] for group in groups]) for name in ("total", "dice"))
         values = {
             "reward": total.mean(),
             "reward_std": total.std(),
@@ -337,14 +352,21 @@ class Grpo(ReasoningModule):
             "hit_rate": (dice >= MISS).float().mean(),
             "failure_rate": (dice == 0).float().mean(),
         }
-        for name in groups[0].rewards:
-            rewards = torch.stack([group.rewards[name] for group in groups])
+        for name in groups[0]["rewards"]:
+            rewards = torch.stack([group["rewards"][name] for group in groups])
             values |= {f"rewards/{name}/mean": rewards.mean(), f"rewards/{name}/std": rewards.std()}
             values[f"rewards/{name}/frac_zero_std"] = 1 - teaches(rewards).float().mean()
         values["claims/faithful"] = values["rewards/faithful/mean"]
         shown = ("reward", "dice", "failure_rate")
-        self.log_dict({name: values.pop(name) for name in shown}, prog_bar=True, sync_dist=True)
-        self.log_dict(values, sync_dist=True)
+        self.log_dict({name: values.pop(name) for name in shown}, prog_bar=True)
+        self.log_dict(values)
+
+    def outcome(self, group: Group) -> dict:
+        """What metrics of all processes' groups are made from."""
+        lengths = torch.tensor([float(len(completion)) for completion in group.completions])
+        unfinished = torch.tensor([completion[-1] != self.core_seg.reasoner.eos_id for completion in group.completions])
+        kept = {"query": group.item["query"], "total": group.total, "dice": group.dice, "rewards": group.rewards}
+        return kept | {"lengths": lengths, "unfinished": unfinished}
 
 
 def as_mask(target: Tensor) -> Tensor:

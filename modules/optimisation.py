@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def adamw_warmup_cosine(
@@ -23,7 +24,9 @@ def adamw_warmup_cosine(
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         groups.append({"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    groups = [group for group in groups if group["params"]]
+    sharded = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+    optimizer = torch.optim.AdamW(groups, foreach=False if sharded else None)  # no list holds sharded and whole ones
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,6 +1,7 @@
 """What stage 1 and stage 2 share: a CORE-Seg model on frozen, cached encoders, its data and its validation."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from lab.data.sample import Record, Sample
 from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, Encoded, Prediction
 from modules.optimisation import adamw_warmup_cosine
+from modules.parallel import gathered, is_sharded, shard
 from modules.scored import ScoredModule
 
 
@@ -33,7 +35,22 @@ class ReasoningModule(ScoredModule):
         if self.hparams.gradient_checkpointing:
             core_seg.reasoner.checkpoint_gradients()
 
-    def training_data(self, records: list[Record]) -> AnswerDataset:
+    def configure_model(self) -> None:
+        """Shard the language model where the strategy spreads it over processes."""
+        if self.device_mesh is not None and not is_sharded(self):
+            shard(self.core_seg.reasoner.model.model.language_model, self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Answers differ in length, and processes in their number of records: the model is fetched once for all."""
+        self.whole = gathered(self)
+        self.whole.__enter__()
+
+    def on_validation_end(self) -> None:
+        self.whole.__exit__(None, None, None)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def training_data(self, records: Sequence[Record]) -> AnswerDataset:
         config, reasoner = self.core_seg.config.segmenter, self.core_seg.config.reasoner
         mask_size = 4 * config.embedding_size
         h = self.hparams
@@ -66,7 +83,7 @@ class ReasoningModule(ScoredModule):
                     rows[row] = features
                 if self.cache:
                     self.cache.store(batch["pixels"][same[0]], features)
-        self.log("train/encoded", float(len(missing)), on_step=True)
+        self.log("train/encoded", float(len(missing)), on_step=True, reduce_fx="sum", sync_dist=True)
         return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
 
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:

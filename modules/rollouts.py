@@ -1,5 +1,6 @@
 """`rollouts/`: what was sampled and what it earned, and how a handful of validation images changes, as Parquet."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lab.data.sample import Sample
 from lab.evaluation.metrics import dice_iou
 from lab.grpo.rewards import detect_rewards, faithful_rewards, format_rewards, segment_rewards
 from modules.grpo import Grpo
+from modules.parallel import gather, gathered
 
 
 class RolloutFiles(L.Callback):
@@ -35,43 +37,51 @@ class RolloutFiles(L.Callback):
     def __init__(self, every: int = 10, follow: int = 6) -> None:
         self.every, self.follow = every, follow
 
-    @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, module: Grpo) -> None:
         """Drop what a resumed run writes again, and ask the followed images before the first step."""
-        for path in self.folder(trainer).glob("*_[0-9]*.parquet"):
-            step = int(path.stem.rpartition("_")[2])
-            if step >= trainer.global_step + path.stem.startswith("followed"):
-                path.unlink()
+        self.rewind(trainer)
         if trainer.global_step == 0:
             self.ask(trainer, module)
 
     @rank_zero_only
+    def rewind(self, trainer: L.Trainer) -> None:
+        for path in self.folder(trainer).glob("*_[0-9]*.parquet"):
+            step = int(path.stem.rpartition("_")[2])
+            if step >= trainer.global_step + path.stem.startswith("followed"):
+                path.unlink()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Grpo, outputs: Any, batch: dict[str, list], batch_idx: int
     ) -> None:
         before, after = module.step, trainer.global_step
         if -before % self.every < after - before:
-            self.write(trainer, f"step_{before:06d}", pd.DataFrame(self.sampled(module)))
+            self.write(trainer, f"step_{before:06d}", gather(self.sampled(module)))
         if before // self.every < after // self.every or 0 < trainer.max_steps <= after:
             self.ask(trainer, module)
 
     def ask(self, trainer: L.Trainer, module: Grpo) -> None:
+        """Each process asks a part of the followed images."""
         if self.follow:
-            rows = [self.asked(module, load_sample(record)) for record in self.followed(trainer)]
-            self.write(trainer, f"followed_{trainer.global_step:06d}", pd.DataFrame(rows))
+            records = self.followed(trainer)
+            share = math.ceil(len(records) / trainer.world_size)
+            own = records[trainer.global_rank * share :][:share]
+            with gathered(module):
+                rows = [self.asked(module, load_sample(record)) for record in own]
+            self.write(trainer, f"followed_{trainer.global_step:06d}", gather(rows))
 
     def folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.loggers[0].save_dir) / "rollouts"
 
     def followed(self, trainer: L.Trainer) -> list:
-        records = trainer.datamodule.val_dataloader().dataset.records
+        records = trainer.datamodule.val_records()
         return [records[place * len(records) // self.follow] for place in range(min(self.follow, len(records)))]
 
-    def write(self, trainer: L.Trainer, name: str, rows: pd.DataFrame) -> None:
+    @rank_zero_only
+    def write(self, trainer: L.Trainer, name: str, rows: list[dict]) -> None:
         folder = self.folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{name}"
-        rows.to_parquet(temporary)
+        pd.DataFrame(rows).to_parquet(temporary)
         temporary.replace(folder / f"{name}.parquet")
 
     def sampled(self, module: Grpo) -> list[dict]:

@@ -1,5 +1,6 @@
 """Stage 0: the small SAM is trained with true boxes, as MedSAM was, so that there is a segmenter to start from."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -14,6 +15,7 @@ from lab.model.build import segmenter_for
 from lab.model.release import load_segmenter
 from lab.model.segmenter import SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
+from modules.parallel import totals
 from modules.scored import ScoredModule
 
 
@@ -64,7 +66,7 @@ class SegmenterModule(ScoredModule):
             self.segmenter.image_encoder.requires_grad_(False)
         self.train()
 
-    def training_data(self, records: list[Record]) -> BoxPromptDataset:
+    def training_data(self, records: Sequence[Record]) -> BoxPromptDataset:
         size, h = self.segmenter.config, self.hparams
         mask_size = 4 * size.embedding_size
         return BoxPromptDataset(records, size.image_size, mask_size, h.box_jitter, h.whole_image, h.augmentation)
@@ -79,8 +81,8 @@ class SegmenterModule(ScoredModule):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16_encoder):
             embeddings = self.segmenter.encode(batch["pixels"])
         mask_logits = self.segmenter.decode(embeddings.float(), self.segmenter.box_prompt(batch["boxes"]))
-        loss = self.loss(mask_logits[:, None], batch["target"][:, None])
-        self.log("train/seg_loss", loss, prog_bar=True)
+        loss = self.loss(mask_logits[:, None], batch["target"][:, None]) / self.trainer.world_size
+        self.log_dict(totals({"train/seg_loss": loss}, self.device), prog_bar=True)
         return loss
 
     def drawn(self, sample: Sample) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
@@ -13,6 +14,7 @@ from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
 from lab.model.release import load_model, load_segmenter
+from modules.parallel import gathered, shares, totals
 from modules.reasoning import ReasoningModule
 
 
@@ -99,25 +101,33 @@ class Sft(ReasoningModule):
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         self.core_seg.segmenter.mask_decoder.requires_grad_(self.global_step >= self.hparams.decoder_after)
         if self.learns_from_own_text():
+            sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
+            with self.autocast(), gathered(self):
+                own = reasoner.generate(prompts, self.core_seg.see(encoded), self.hparams.max_new_tokens, sampling)
             with self.autocast():
-                visual, limit = self.core_seg.see(encoded), self.hparams.max_new_tokens
-                own = reasoner.generate(prompts, visual, limit, Sampling(temperature=1.0, seed=self.global_step))
                 output = self.core_seg(encoded, prompts, own)
-            loss = seg_loss = self.seg_loss(output, batch["target"])
-            self.log("train/own_seg_loss", seg_loss, prog_bar=True)
+            part = shares({"seg": len(output.mask_rows)}, self.device)
+            loss = part["seg"] * self.seg_loss(output, batch["target"])
+            self.log_dict(totals({"train/own_seg_loss": loss}, self.device), prog_bar=True)
         else:
             with self.autocast():
-                output = self.core_seg(encoded, prompts, completions, self.blind_rows(len(prompts)))
+                output = self.core_seg(encoded, prompts, completions, self.blind_rows(batch["draw"]))
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
+            drawn = output.mask_rows.tolist()
+            shown = sum(bool(batch["target"][row].any()) for row in drawn)
+            counts = {"text": len(labels), "seg": len(drawn), "relevance": len(prompts), "prompt": shown}
+            part = shares(counts, self.device)
             losses = {
                 "text": F.cross_entropy(output.logits.float(), labels),
                 "seg": self.seg_loss(output, batch["target"]),
                 "relevance": self.relevance_loss(output, batch["target"]),
                 "prompt": self.prompt_loss(output, batch["target"]),
             }
+            losses = {name: part[name] * value for name, value in losses.items()}
             loss = sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
-            self.log_dict({f"train/{name}_loss": value for name, value in losses.items()}, prog_bar=True)
-        self.log("train/loss", loss)
+            named = {f"train/{name}_loss": value for name, value in losses.items()}
+            self.log_dict(totals(named, self.device), prog_bar=True)
+        self.log_dict(totals({"train/loss": loss}, self.device))
         return loss
 
     def autocast(self) -> torch.autocast:
@@ -127,14 +137,12 @@ class Sft(ReasoningModule):
         """Decided by the step alone, so that a resumed run decides the same."""
         if self.global_step < self.hparams.own_text_after:
             return False
-        return torch.rand(1, generator=self.generator()).item() < self.hparams.own_text
+        generator = torch.Generator().manual_seed(self.global_step)
+        return torch.rand(1, generator=generator).item() < self.hparams.own_text
 
-    def blind_rows(self, number: int) -> list[bool]:
-        return (torch.rand(number, generator=self.generator()) < self.hparams.blind).tolist()
-
-    def generator(self) -> torch.Generator:
-        """Randomness of this step alone."""
-        return torch.Generator().manual_seed(self.global_step)
+    def blind_rows(self, draws: list[tuple[int, int]]) -> list[bool]:
+        """Decided by the step and the row alone, whichever process has it."""
+        return [np.random.default_rng((self.global_step, *draw)).random() < self.hparams.blind for draw in draws]
 
     def seg_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
         """DiceCE over the rows that drew a mask; zero, with a gradient path, where none did."""

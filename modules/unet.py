@@ -1,5 +1,6 @@
 """The reference without language, trained on the same records as CORE-Seg: DiceCE on the mask of each record."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -12,6 +13,7 @@ from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample
 from lab.model.release import load_segmenter
 from modules.optimisation import adamw_warmup_cosine
+from modules.parallel import totals
 from modules.scored import ScoredModule
 
 
@@ -51,13 +53,13 @@ class UNetModule(ScoredModule):
         self.unet.to(memory_format=torch.channels_last)
         self.loss = DiceCELoss(sigmoid=True)
 
-    def training_data(self, records: list[Record]) -> BoxPromptDataset:
+    def training_data(self, records: Sequence[Record]) -> BoxPromptDataset:
         size = self.unet.config.image_size
         return BoxPromptDataset(records, size, size // 2, 0.0, 1.0, self.hparams.augmentation)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self.unet(batch["pixels"])[:, None], batch["target"][:, None])
-        self.log("train/seg_loss", loss, prog_bar=True)
+        loss = self.loss(self.unet(batch["pixels"])[:, None], batch["target"][:, None]) / self.trainer.world_size
+        self.log_dict(totals({"train/seg_loss": loss}, self.device), prog_bar=True)
         return loss
 
     def drawn(self, sample: Sample) -> np.ndarray:

@@ -99,7 +99,8 @@ class AnswerDataset(Dataset):
 
     def __getitem__(self, draws: Sequence[Draw]) -> dict[str, list]:
         """Lists of B: `pixels` (S, S, 3) uint8, `features` (dict or None), `target` (h, w), `query`, `answer` and what
-        rewards are measured against: `boxes_norm` (N, 4), `facts`, `frame`; `id` and `view` for the record."""
+        rewards are measured against: `boxes_norm` (N, 4), `facts`, `frame`; `id` and `view` for the record; `draw`, the
+        two numbers that randomness of this item alone is made from."""
         items = [self.item(*draw) for draw in draws]
         return {key: [item[key] for item in items] for key in items[0]}
 
@@ -121,6 +122,7 @@ class AnswerDataset(Dataset):
             "frame": frame,
             "id": sample.record.id,
             "view": seen_as,
+            "draw": (index, seed),
         }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch.distributed as dist
 from torch.utils.data import Sampler
 
 from lab.data.packed import PackedRecords
@@ -20,7 +19,7 @@ class Part:
     manifest: str
     """Path of a manifest.jsonl, or what core-seg data pack wrote."""
     per_batch: int
-    """Records of this manifest in each batch."""
+    """Records of this manifest in each batch, counted over all processes."""
     split: str = "train"
     """Which split to draw from: train, val or test."""
     queries_per_image: int = 1
@@ -88,14 +87,30 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (record index, item seed), where the item seed drives the augmentation of that draw.
 
     Every part is walked in its own endless shuffled order, so that no image of it repeats before all have been seen.
-    Indices run over the records of all parts, one part after the other. Several ranks take turns at the batches. Each
-    iteration is what is left of an epoch from the run's `step()` on; Lightning's epochs are one off after a resume.
+    Indices run over the records of all parts, one part after the other. Several processes share each batch: the first
+    takes its first images, and so on, with all that is asked about an image. Each iteration is what is left of an epoch
+    from the run's `step()` on; Lightning's epochs are one off after a resume.
+
+    Args:
+        parts: What to draw from, with its records.
+        steps_per_epoch: Batches in an epoch.
+        seed: Of order and augmentation.
+        step: Batches that the run has seen.
+        rank: Which process this is.
+        world: How many there are.
     """
 
     def __init__(
-        self, parts: list[tuple[Part, Sequence[Record]]], steps_per_epoch: int, seed: int, step: Callable[[], int]
+        self,
+        parts: list[tuple[Part, Sequence[Record]]],
+        steps_per_epoch: int,
+        seed: int,
+        step: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.steps_per_epoch, self.seed, self.step = steps_per_epoch, seed, step
+        self.rank, self.world = rank, world
         self.parts: list[tuple[Part, Images]] = []
         self.orders: dict[int, tuple[int, np.ndarray]] = {}  # by part: the walk that is under way, and its order
         offset = 0
@@ -107,19 +122,25 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
                 )
             self.parts.append((part, images_of(part, records, offset)))
             offset += len(records)
+        self.images = sum(part.per_batch // part.queries_per_image for part, _ in parts)
+        if self.images % world:
+            raise LabError(
+                f"a batch of {self.images} images cannot be shared evenly by {world} processes; "
+                "change per_batch or --trainer.devices"
+            )
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        first = self.step()
+        first, share = self.step(), self.images // self.world
         for step in range(first, (first // self.steps_per_epoch + 1) * self.steps_per_epoch):
-            yield self.batch(step * world + rank)
+            shown = self.batch(step)[self.rank * share : (self.rank + 1) * share]
+            yield [draw for draws in shown for draw in draws]
 
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """The `number`-th batch of the run, counted over all ranks."""
-        draws = []
+    def batch(self, number: int) -> list[list[tuple[int, int]]]:
+        """The `number`-th batch of the run: of each image, what is drawn together."""
+        shown = []
         for part_number, (part, drawn) in enumerate(self.parts):
             images = part.per_batch // part.queries_per_image
             for position in range(number * images, (number + 1) * images):
@@ -131,5 +152,5 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
                 rng = np.random.default_rng((self.seed, part_number, position))
                 item_seed = int(rng.integers(2**31))
                 chosen = rng.permutation(drawn.records(order[place]))[: part.queries_per_image]
-                draws += [(int(index), item_seed) for index in chosen]
-        return draws
+                shown.append([(int(index), item_seed) for index in chosen])
+        return shown

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Cache
@@ -26,6 +27,9 @@ class Sampling:
     top_k: int = 0
     """Keep this many of the likeliest tokens; 0 keeps all."""
     seed: int = 0
+    rows: list[tuple[int, ...]] | None = None
+    """Numbers that tell the images of a batch apart, one tuple each; None counts them. An image's completions depend on
+    the seed and its own numbers, not on the images beside it: several processes write what one would."""
 
 
 class Prompt(NamedTuple):
@@ -106,7 +110,7 @@ def decode(
         One `Step` a token, until all are finished.
     """
     device = prompt.embeds.device
-    generator = torch.Generator(device).manual_seed(sampling.seed)
+    chances = uniforms(sampling, len(prompt.embeds), group_size, max_new_tokens).to(device)
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     state = language_model(
         inputs_embeds=prompt.embeds,
@@ -122,7 +126,7 @@ def decode(
     of_prompt, positions = prompt.mask.bool(), prompt.positions[..., -1:]
     owners = slots[:, :0]  # (B', K) the completion that each key behind the prompt belongs to
     for number in range(1, max_new_tokens + 1):
-        tokens, log_probs = choose(logits.float(), sampling, forbidden, generator)
+        tokens, log_probs = choose(logits.float(), sampling, forbidden, chances[images, slots, number - 1])
         yield Step(images, slots, tokens, log_probs, live)
         live = live & (tokens != eos_id)
         if number == max_new_tokens or not live.any():
@@ -159,17 +163,21 @@ def collect(steps: Iterator[Step], images: int, group_size: int) -> list[list[li
     return tokens
 
 
-def choose(
-    logits: Tensor, sampling: Sampling, forbidden: list[int], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Next tokens and their log-probabilities, both (B, A), from logits (B, A, vocabulary)."""
+def uniforms(sampling: Sampling, images: int, group_size: int, length: int) -> Tensor:
+    """(B, G, length) float64 in [0, 1), what `choose` decides by."""
+    rows = sampling.rows or [(image,) for image in range(images)]
+    drawn = [np.random.default_rng((sampling.seed, *row)).random((group_size, length)) for row in rows]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def choose(logits: Tensor, sampling: Sampling, forbidden: list[int], chances: Tensor) -> tuple[Tensor, Tensor]:
+    """Next tokens and their log-probabilities, both (B, A), from logits (B, A, vocabulary) and chances (B, A)."""
     log_probs = token_log_probs(logits, sampling.temperature, forbidden)
     if sampling.temperature == 0:
         tokens = log_probs.argmax(-1)
     else:
         ladder = truncate(log_probs, sampling).exp().double().cumsum(-1)
-        place = torch.rand(ladder.shape[:-1], generator=generator, device=ladder.device, dtype=torch.double)
-        tokens = torch.searchsorted(ladder, place[..., None] * ladder[..., -1:], right=True)[..., 0]
+        tokens = torch.searchsorted(ladder, chances[..., None] * ladder[..., -1:], right=True)[..., 0]
     return tokens, log_probs.gather(-1, tokens[..., None])[..., 0]
 
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from apps.cli import main
-from apps.training import default_name, resume_command
+from apps.training import default_name, defaults, resume_command
+from lab.model.segmenter import SegmenterConfig
+from modules.segmenter import SegmenterModule
 
 ROOT = Path(__file__).parents[2]
 STEPS = 25
@@ -83,7 +85,7 @@ def test_a_run_leaves_what_everything_else_reads(flags, tmp_path, capsys):
     assert "needs a trained model; add --ckpt_path" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(flags, tmp_path, how):
     """Ctrl-C, a cluster's SIGTERM or a crash would lose work, or make a run that no one can reproduce."""
     runs = tmp_path / "runs"
@@ -119,3 +121,22 @@ def test_the_sentence_after_an_interruption_can_be_pasted():
 def test_a_run_is_named_after_its_configuration():
     assert default_name(["configs/tiny/sft.yaml"]) == "tiny-sft"
     assert default_name(None) == "run"
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(flags, tmp_path, capsys):
+    """An update of the lab would make every run of before unusable; a flag that disagrees is still an error."""
+    assert main(["fit", *flags, "--name=old", "--trainer.max_steps=10"]) == 0
+    path = tmp_path / "runs" / "old" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["hyper_parameters"]["learning_rate"]  # whose default is 0.05
+    torch.save(checkpoint, path)
+    assert main(["fit", *flags, "--name=old", "--ckpt_path=last", "--model.learning_rate=0.5"]) == 2
+    assert "learning_rate is 0.5 here and 0.05 in the checkpoint" in capsys.readouterr().err
+    assert main(["fit", *flags, "--name=old", "--ckpt_path=last"]) == 0
+
+
+def test_settings_of_the_model_count_as_their_defaults_too():
+    """As `core_seg.corroborate`, which checkpoints of before do not have."""
+    model = SegmenterModule(SegmenterConfig(image_size=64, embed_dim=32, weights="random"))
+    known = defaults(model)
+    assert known["segmenter.embed_dim"] == 128 and known["box_jitter"] == 0.1

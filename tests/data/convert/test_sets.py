@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from lab.data.check import check_manifest
 from lab.data.convert.run import convert
 from lab.data.convert.sets import SETS
 from lab.data.images import read_mask
-from lab.data.manifest import check_pixels, read_manifest
+from lab.data.manifest import read_manifest
 from tests.data.convert.trees import TREES, Tree
 
 
@@ -23,7 +24,7 @@ def test_a_set_in_its_real_layout_is_converted_and_what_is_broken_is_named(tmp_p
     TREES[name](tree)
     summary = convert(SETS[name], tree.root, tmp_path / "out", size=0)
     records = read_manifest(tmp_path / "out/manifest.jsonl")
-    assert check_pixels(records) == []
+    assert check_manifest(tmp_path / "out/manifest.jsonl", 1).problems == []
     assert {(record.id, record.lesion) for record in records} == set(tree.masks)
     for record in records:
         assert (read_mask(record.mask) == tree.masks[record.id, record.lesion]).all(), record.id

@@ -525,7 +525,7 @@ def fumpe(tree: Tree) -> None:
         labels[4:10, 6:12, 9] = 1
         for place in range(11 - (number == 3)):
             values = np.full((24, 20), 100 * place, np.int16)
-            values[0, 0] = 1024
+            values[0, 0], values[1, 1] = 1024, 1100 + 40 * number  # no two patients look alike
             dicom(tree.path(f"FUMPE/CT_scans/{name}/D{place}.dcm"), values, RescaleSlope=1, RescaleIntercept=-1024)
         if number != 4:
             scipy.io.savemat(tree.path(f"FUMPE/GroundTruth/{name}.mat"), {"Mask": labels}, do_compression=True)

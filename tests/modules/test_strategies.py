@@ -1,0 +1,157 @@
+"""Without these a run on several processes would learn something else than a run on one, or hang, or lose its work."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from apps.cli import main
+from lab.data.reason import write_reason
+from lab.model.core_seg import CoreSeg
+from lab.model.release import load_model, save_release
+from tests.modules.ranks import TWO, Ranks
+from tests.tiny_model import tiny_config
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "tiny"
+MODEL, DATA = "--model.init_args", "--data.init_args"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory):
+    """Eight synthetic images that are asked about in two ways or more; the last two are for validation."""
+    return write_reason(tmp_path_factory.mktemp("lesions"), 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A release of a model that has learnt nothing, but that often writes tags, `<seg>` and the end of its answer."""
+    torch.manual_seed(0)
+    model, folder = CoreSeg(tiny_config(layers=2)), tmp_path_factory.mktemp("start")
+    scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
+    with torch.no_grad():
+        opened = model.reasoner.prompt(scene.prompts, model.see(scene.encoded))
+        state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]
+        tags = model.reasoner.tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<seg>", "<eos>"])
+        model.reasoner.model.get_input_embeddings().weight[tags] = 12 * state / state.square().sum()
+    save_release(model, folder, "t", "nothing", half=False)
+    return folder
+
+
+def flags(stage: str, lesions: Path, start: Path, name: str, *more: str) -> list[str]:
+    """Arguments that train for 4 steps in epochs of 2 on 2 images of 2 queries each, and validate on 5 records."""
+    part = f'[{{"manifest": "{lesions}", "per_batch": 4, "queries_per_image": 2}}]'
+    arguments = ["fit", "-c", str(CONFIGS / f"{stage}.yaml"), f"--name={name}", f"{DATA}.train={part}"]
+    arguments += [f"{DATA}.val={lesions}", f"{DATA}.val_limit=5", f"{DATA}.num_workers=0", f"{DATA}.steps_per_epoch=2"]
+    arguments += ["--trainer.max_steps=4", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
+    arguments += ["--trainer.accelerator=cpu", f"{MODEL}.total_steps=8", f"{MODEL}.warmup_steps=1"]
+    if stage == "unet":
+        return [*arguments, f"{MODEL}.unet.image_size=64", f"{MODEL}.encoder=null", *more]
+    arguments += [f"{MODEL}.start={start}", f"{MODEL}.cache=null", f"{MODEL}.max_new_tokens=8", f"{MODEL}.bf16=false"]
+    if stage == "sft":
+        arguments += [f"{MODEL}.core_seg=null", f"{MODEL}.segmenter_checkpoint=null", f"{MODEL}.own_text=1"]
+        arguments += [f"{MODEL}.own_text_after=3", f"{MODEL}.decoder_after=2"]
+        return [*arguments, "--model.class_path=tests.modules.told.ToldSft", *more]
+    arguments += ["--model.class_path=tests.modules.told.ToldGrpo", f"{MODEL}.group_size=4"]
+    callback = "[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 3}}]"
+    return [*arguments, f"--trainer.callbacks={callback}", *more]
+
+
+def metrics(run: str) -> list[dict]:
+    lines = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("time", "train/encoded")} for line in lines]
+
+
+def checkpoint(run: str) -> dict:
+    return torch.load(f"runs/{run}/checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(lesions, start, tmp_path_factory):
+    """A folder with what one process makes of both stages."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("alone")
+    os.chdir(folder)
+    for stage in ("sft", "grpo"):
+        assert main(flags(stage, lesions, start, f"{stage}-alone")) == 0
+    os.chdir(before)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
+    """Losses, rewards and every other metric; weights; what is sampled; and the checkpoint is a model like any other.
+
+    Some steps learn from sampled text, of another length on each process; five records are validated on by two."""
+    os.chdir(alone)
+    one, two = f"{stage}-alone", f"{stage}-{strategy}"
+    codes, printed = Ranks(flags(stage, lesions, start, two, f"--trainer.strategy={strategy}", *TWO)).wait()
+    assert codes == [0, 0], printed
+    assert len(metrics(one)) == len(metrics(two)) > 4
+    gaps = []
+    for left, right in zip(metrics(one), metrics(two)):
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+        gaps += [abs(left[name] - right[name]) / max(1, abs(left[name])) for name in left if "loss" in name]
+    weights = checkpoint(one)["state_dict"], checkpoint(two)["state_dict"]
+    assert weights[0].keys() == weights[1].keys()
+    apart = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+    untrained = load_model(start).state_dict()
+    moved = max(
+        float((value - untrained[name]).abs().max())
+        for name, value in load_model(f"runs/{one}/checkpoints/last.ckpt").state_dict().items()
+        if name in untrained
+    )
+    print(f"{stage} {strategy}: losses {max(gaps):.1e}, weights {apart:.1e}, of a change of {moved:.1e}")
+    assert apart < 2e-4 < 5e-4 < moved
+    load_model(f"runs/{two}/checkpoints/last.ckpt")
+    if stage == "sft":
+        assert any(line.get("train/own_seg_loss") for line in metrics(one)), "no mask was learnt from own text"
+        return
+    assert any(line.get("train/seg_loss") for line in metrics(one)), "no mask was learnt from"
+    files = [sorted(path.name for path in Path(f"runs/{run}/rollouts").iterdir()) for run in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 4 + 5
+    for name in files[0]:
+        left, right = (pd.read_parquet(f"runs/{run}/rollouts/{name}") for run in (one, two))
+        assert left.completion.tolist() == right.completion.tolist() and left.id.tolist() == right.id.tolist()
+
+
+def test_a_sharded_run_goes_on_sharded_or_in_one_process(lesions, start, alone, capsys):
+    """Else a checkpoint of many GPUs would be of no use on fewer, or lose what the optimiser knew."""
+    os.chdir(alone)
+    sharded = flags("sft", lesions, start, "cut", "--trainer.strategy=fsdp2", *TWO)
+    assert Ranks([*sharded, "--trainer.max_steps=2"]).wait()[0] == [0, 0]
+    shutil.copytree("runs/cut", "runs/fewer")
+    assert Ranks([*sharded, "--ckpt_path=last"]).wait()[0] == [0, 0]
+    assert main(flags("sft", lesions, start, "fewer", "--ckpt_path=last")) == 0
+    for run in ("cut", "fewer"):
+        assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics("sft-alone")]
+        for left, right in zip(metrics("sft-alone"), metrics(run)):
+            assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+        left, right = checkpoint("sft-alone"), checkpoint(run)
+        for name, value in left["state_dict"].items():
+            torch.testing.assert_close(value, right["state_dict"][name], atol=2e-4, rtol=0, msg=name)
+
+
+def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch):
+    """And its batch norms' statistics are of the records of both."""
+    monkeypatch.chdir(tmp_path)
+    codes, printed = Ranks(flags("unet", lesions, start, "unet", "--trainer.strategy=ddp", *TWO)).wait()
+    assert codes == [0, 0], printed
+    assert [line["step"] for line in metrics("unet") if "train/seg_loss" in line] == [0, 1, 2, 3]
+    assert sum("val/mDice" in line for line in metrics("unet")) == 2
+    assert "Trainer.fit" in printed[0] and "it/s" not in printed[1]
+
+
+@pytest.mark.parametrize(
+    "strategy, sentence", [("deepspeed", "DeepSpeed"), ("fsdp", "take one of auto, ddp, fsdp2, deepspeed")]
+)
+def test_a_strategy_that_cannot_work_here_is_refused(strategy, sentence, lesions, start, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, start, "no", f"--trainer.strategy={strategy}")) == 2
+    assert sentence in capsys.readouterr().err
