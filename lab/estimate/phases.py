@@ -94,7 +94,9 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
             in_cache = sum(layer.room.nbytes for layer in cache.layers)
             with traced() as end:
                 logits = head(token(group, prompt + written, group))
-                choose(logits.float(), Sampling(temperature=1.0), [0], torch.Generator())
+                choose(
+                    logits.float(), Sampling(temperature=1.0), [0], torch.empty(logits.shape[:2], dtype=torch.double)
+                )
         layer = cache.layers[0]
         per_token = 2 * len(cache.layers) * rows * layer.keys[:1, :, :1].nbytes
     cost.flops = start.flops + end.flops * job.answer_tokens

@@ -75,7 +75,8 @@ def test_one_command_starts_two_processes_and_ends_when_one_dies(flags):
     assert len(second) == 1
     os.kill(int(second[0]), signal.SIGKILL)
     _, printed = process.communicate(timeout=60)
-    assert process.returncode == 2 and "another process of this run has died" in printed
+    ours, lightnings = "another process of this run has died", "Child process with PID"  # who notices first, says so
+    assert process.returncode in (2, -signal.SIGKILL) and (ours in printed or lightnings in printed), printed
 
 
 def why_not_two_nodes() -> str | None:
