@@ -174,7 +174,8 @@ def test_gradient_checkpointing_and_halves_save_what_they_should(preset):
     assert plain.traced.phases.learning.peak - again.peak > 6 * kept * 2  # of some 10; the peak is elsewhere then
     half = estimate(preset(weights=torch.bfloat16), ONE, "single")
     model = AutoModelForImageTextToText.from_config(architecture(plain.job.core_seg.reasoner.model))
-    assert plain.memory.weights - half.memory.weights == 2 * sum(p.numel() for p in model.parameters())
+    halved = 2 * sum(p.numel() for p in model.parameters())
+    assert plain.memory.weights - half.memory.weights == pytest.approx(halved, rel=1e-5)  # and a few buffers
 
 
 def test_shards_add_up_and_a_share_is_a_part_of_the_batch(preset):
