@@ -22,7 +22,10 @@ from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, qwen, sam2
 from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+PRESETS = ("tiny", "small", "paper")
+CONFIGS = [
+    path.relative_to(ROOT).as_posix() for name in PRESETS for path in sorted((ROOT / "configs" / name).rglob("*.yaml"))
+]
 ANSWER = "<think> a </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
 MODEL, DATA = "--model.init_args", "--data.init_args"
 

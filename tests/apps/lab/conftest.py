@@ -39,7 +39,7 @@ def lab(tmp_path_factory):
     return launch(library, 0, block=False), folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it runs, no other test can start an event loop
 def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
