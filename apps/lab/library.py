@@ -13,7 +13,7 @@ from lab.data.manifest import read_manifest
 from lab.data.sample import Record
 from lab.errors import LabError
 from lab.model.core_seg import CoreSeg
-from lab.model.release import load_model
+from lab.model.release import is_stage_0, load_model
 
 KEPT_MODELS = 4
 """Models in memory; the one that was used longest ago goes first."""
@@ -49,7 +49,8 @@ class Library:
     def models(self) -> dict[str, Path]:
         """Name to release folder or checkpoint; SFT before GRPO, so that the first two are the default comparison."""
         folders = [self.releases] if (self.releases / "config.json").is_file() else sorted(self.releases.glob("*"))
-        found = {folder.name: folder for folder in folders if (folder / "model.safetensors").is_file()}
+        folders = [folder for folder in folders if (folder / "model.safetensors").is_file() and not is_stage_0(folder)]
+        found = {folder.name: folder for folder in folders}
         for run in self.run_folders().values():
             for path in sorted((run / "checkpoints").glob("*.ckpt")):
                 if holds_core_seg(run):

@@ -184,6 +184,15 @@ def load_release(folder: Path | str) -> CoreSeg | Segmenter:
     return model.eval()
 
 
+def is_stage_0(folder: Path) -> bool:
+    """Whether a folder says that it is a release of stage 0, which has a segmenter alone and cannot be asked."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "segmenter" in config
+
+
 def check_files(folder: Path, digests: Any) -> None:
     """Compare the files of a release with what they were when it was written.
 
