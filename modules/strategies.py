@@ -1,4 +1,4 @@
-"""What `--trainer.strategy` may be on several processes: `ddp`, `fsdp2` or `deepspeed`."""
+"""What `--trainer.strategy` may be on several processes: `ddp` or `fsdp2`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lab.errors import LabError
 
-NAMES = ("auto", "ddp", "fsdp2", "deepspeed")
+NAMES = ("auto", "ddp", "fsdp2")
 
 
 class Replicated(DDPStrategy):
