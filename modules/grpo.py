@@ -27,6 +27,7 @@ from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
 from modules.parallel import clip_gradients, gather, gathered, is_sharded, rank, shares, sum_gradients, totals
 from modules.reasoning import ReasoningModule
+from modules.scored import plain_arguments
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Grpo(ReasoningModule):
     ) -> None:
         super().__init__()
         rewards = rewards or Rewards()
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "rewards", "__class__")}
+        arguments = plain_arguments(locals(), "rewards")
         if group_size < 2 or temperature <= 0 or not 0 < top_p <= 1:
             raise LabError(
                 f"group_size {group_size}, temperature {temperature}, top_p {top_p}: a group is 2 or more completions "

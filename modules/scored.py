@@ -9,6 +9,12 @@ from lab.evaluation.metrics import dice_iou
 from modules.parallel import average_statistics, clip_gradients, gather, sum_gradients
 
 
+def plain_arguments(given: dict, part: str) -> dict:
+    """What a module keeps as hyper-parameters of its `locals()`: all but itself and the configuration `part`, which is
+    kept as plain values."""
+    return {name: value for name, value in given.items() if name not in ("self", part, "__class__")}
+
+
 class ScoredModule(L.LightningModule):
     """A stage that draws masks; it says how in `drawn`. On several processes its loss is a share, see `parallel`."""
 

@@ -16,7 +16,7 @@ from lab.model.release import load_segmenter
 from lab.model.segmenter import SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
 from modules.parallel import totals
-from modules.scored import ScoredModule
+from modules.scored import ScoredModule, plain_arguments
 
 
 class SegmenterModule(ScoredModule):
@@ -53,7 +53,7 @@ class SegmenterModule(ScoredModule):
         augmentation: float = 1.0,
     ) -> None:
         super().__init__()
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "segmenter", "__class__")}
+        arguments = plain_arguments(locals(), "segmenter")
         if (segmenter is None) == (start is None):
             raise LabError("stage 0 either builds a segmenter or goes on from one; give one of segmenter and start")
         self.segmenter = load_segmenter(start) if start else segmenter_for(segmenter)

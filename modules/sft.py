@@ -16,6 +16,7 @@ from lab.model.decoding import Sampling
 from lab.model.release import load_model, load_segmenter
 from modules.parallel import gathered, shares, totals
 from modules.reasoning import ReasoningModule
+from modules.scored import plain_arguments
 
 
 class Sft(ReasoningModule):
@@ -82,7 +83,7 @@ class Sft(ReasoningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "core_seg", "__class__")}
+        arguments = plain_arguments(locals(), "core_seg")
         if (core_seg is None) == (start is None):
             raise LabError("stage 1 either builds a model or goes on from one; give one of core_seg and start")
         model = load_model(start) if start else CoreSeg(core_seg)

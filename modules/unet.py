@@ -14,7 +14,7 @@ from lab.data.sample import Record, Sample
 from lab.model.release import load_segmenter
 from modules.optimisation import adamw_warmup_cosine
 from modules.parallel import totals
-from modules.scored import ScoredModule
+from modules.scored import ScoredModule, plain_arguments
 
 
 class UNetModule(ScoredModule):
@@ -45,7 +45,7 @@ class UNetModule(ScoredModule):
         augmentation: float = 1.0,
     ) -> None:
         super().__init__()
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "unet", "__class__")}
+        arguments = plain_arguments(locals(), "unet")
         self.save_hyperparameters({"unet": asdict(unet), **arguments})
         self.unet = UNet(unet)
         if encoder is not None:

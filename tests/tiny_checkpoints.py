@@ -21,7 +21,7 @@ from transformers import (
     SmolVLMImageProcessor,
 )
 
-from lab.model.reasoner import CHAT_TEMPLATE, SMALL_TOKENIZER
+from lab.model.small import CHAT_TEMPLATE, SMALL_TOKENIZER
 
 TEXT = {
     "hidden_size": 64,

@@ -14,7 +14,7 @@ from lab.estimate.job import Job
 from lab.estimate.published import architecture
 from lab.model.adapter import adapter_for
 from lab.model.build import segmenter_for
-from lab.model.reasoner import small_config, small_tokenizer
+from lab.model.small import small_config, small_tokenizer
 
 TILED = ("idefics3", "smolvlm")
 
@@ -33,7 +33,8 @@ class Skeleton(nn.Module):
         self.queries = job.core_seg.adapter.queries if job.core_seg.adapter.kind == "queries" else 0
         self.one_backbone = self.small and job.core_seg.segmenter.architecture == "small"
         with torch.device("meta"):
-            shapes = small_config(config, small_tokenizer()) if self.small else architecture(config.model)
+            sizes = config.hidden_size, config.layers, config.image_size
+            shapes = small_config(*sizes, small_tokenizer()) if self.small else architecture(config.model)
             self.vlm = AutoModelForImageTextToText.from_config(shapes).to(job.weights)
             self.segmenter = segmenter_for(job.core_seg.segmenter)
             self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)

@@ -13,33 +13,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    FastVlmConfig,
     FastVlmForConditionalGeneration,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    TimmWrapperConfig,
 )
 
 from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
 from lab.model.seg_row import RowOfEmbedding, RowOfHead, settle_row, train_row
-from lab.model.segmenter import PyramidImageEncoder, normalise
+from lab.model.segmenter import normalise
+from lab.model.small import IMAGE, INIT_STD, small_config, small_tokenizer
 
-IMAGE = "<image>"
-SMALL_TOKENIZER = Path(__file__).with_name("small_tokenizer.json")
-"""Byte-level BPE of 874 tokens over the lab's own phrasings, made by `python -m lab.model.tokenizer`."""
-INIT_STD = 0.0625
-"""Of the small model's weights, 1 / sqrt(256), and of its visual tokens.
-
-At Qwen2's own 0.02, meant for wide models, attention starts so flat, and places and words so faint beside the picture,
-that the query is not heeded within 600 steps."""
 GREEDY = Sampling()
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}<assistant>"
-)
 
 
 @dataclass
@@ -87,7 +71,8 @@ class Reasoner(nn.Module):
         self.small = config.model == "small"
         if self.small:
             self.tokenizer = small_tokenizer()
-            self.model = FastVlmForConditionalGeneration(small_config(config, self.tokenizer))
+            sizes = config.hidden_size, config.layers, config.image_size
+            self.model = FastVlmForConditionalGeneration(small_config(*sizes, self.tokenizer))
         else:
             dtype = getattr(torch, config.dtype)
             self.model, self.tokenizer, self.image_processor = read_reasoner(config.model, dtype, pretrained)
@@ -363,40 +348,3 @@ def pad(
     ids = [f + row if left else row + f for f, row in zip(fill, rows)]
     mask = [[0] * len(f) + [1] * len(row) if left else [1] * len(row) + [0] * len(f) for f, row in zip(fill, rows)]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def small_tokenizer() -> PreTrainedTokenizerBase:
-    """The tokenizer of the `small` model."""
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(SMALL_TOKENIZER), pad_token="<pad>", eos_token="<eos>", chat_template=CHAT_TEMPLATE
-    )
-
-
-def small_config(config: ReasonerConfig, tokenizer: PreTrainedTokenizerBase) -> FastVlmConfig:
-    """FastVLM's architecture with the small SAM's backbone as its vision tower."""
-    channels = PyramidImageEncoder.STRIDE_32_CHANNELS
-    return FastVlmConfig(
-        vision_config=TimmWrapperConfig(
-            architecture="tf_efficientnet_lite0",
-            hidden_size=channels,
-            num_features=channels,
-            do_pooling=False,
-        ),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=4 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden_size // 64,
-            num_key_value_heads=config.hidden_size // 64,
-            max_position_embeddings=1024,
-            initializer_range=INIT_STD,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        ),
-        tie_word_embeddings=True,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(config.image_size // 32) ** 2,
-    )

@@ -1,5 +1,7 @@
 """SAM 2 (or MedSAM 2) as the segmenter, through transformers: a Hiera encoder whose finer maps the decoder sees too."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,16 +87,7 @@ class Sam2Segmenter(Segmenter):
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2), x and y
         return self.place(places).permute(2, 0, 1).expand(number, -1, -1, -1)
 
-    @torch.no_grad()
-    def prompt_attention(self, embeddings: Tensor, prompt: Tensor) -> Tensor:
-        attention, seen = self.mask_decoder.transformer.final_attn_token_to_image, {}
-        hook = attention.register_forward_pre_hook(lambda module, _, given: seen.update(given), with_kwargs=True)
-        try:
-            self.decode(embeddings, prompt)
-        finally:
-            hook.remove()
+    def heads_of(self, attention: nn.Module, given: dict[str, Tensor]) -> Iterator[Tensor]:
         heads = attention.num_attention_heads
-        q = attention.q_proj(seen["query"])[:, 0].unflatten(-1, (heads, -1)).transpose(1, 2)
-        k = attention.k_proj(seen["key"])[:, 0].unflatten(-1, (heads, -1)).transpose(1, 2)
-        weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)  # (B, heads, tokens, h w)
-        return weights[:, :, -prompt.shape[1] :].mean((1, 2)).unflatten(-1, embeddings.shape[-2:])
+        rows = attention.q_proj(given["query"]), attention.k_proj(given["key"])
+        return (row[:, 0].unflatten(-1, (heads, -1)).transpose(1, 2) for row in rows)

@@ -1,5 +1,6 @@
 """The segmentation module of CORE-Seg: segment-anything's prompt encoder and mask decoder, batched over images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -198,6 +199,11 @@ class Segmenter(nn.Module):
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         return self.mask_decoder(embeddings, self.prompt_encoder.get_dense_pe(), prompt, dense)
 
+    def heads_of(self, attention: nn.Module, given: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Queries (B, heads, tokens, c) and keys (B, heads, h w, c) that an attention makes of what it is given."""
+        project = {"q": attention.q_proj, "k": attention.k_proj}
+        return (attention._separate_heads(project[name](given[name]), attention.num_heads) for name in "qk")
+
     @torch.no_grad()
     def prompt_attention(self, embeddings: Tensor, prompt: Tensor) -> Tensor:
         """How much the prompt tokens (B, N, C) attend to each cell of the embeddings (B, C, h, w): (B, h, w), sum 1."""
@@ -207,8 +213,7 @@ class Segmenter(nn.Module):
             self.decode(embeddings, prompt)
         finally:
             hook.remove()
-        project = {"q": attention.q_proj, "k": attention.k_proj}
-        q, k = (attention._separate_heads(project[name](seen[name]), attention.num_heads) for name in "qk")
+        q, k = self.heads_of(attention, seen)
         weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)  # (B, heads, tokens, h w)
         return weights[:, :, -prompt.shape[1] :].mean((1, 2)).unflatten(-1, embeddings.shape[-2:])
 

@@ -13,7 +13,7 @@ from lab.data.facts import Facts
 from lab.data.reasoning import CONTRAST, COUNT, write
 from lab.model.answer import render
 from lab.model.pretrained import SEG
-from lab.model.reasoner import IMAGE, SMALL_TOKENIZER
+from lab.model.small import IMAGE, SMALL_TOKENIZER
 
 SPECIAL = ["<pad>", "<eos>", IMAGE, SEG, "<user>", "<assistant>", "<think>", "</think>", "<answer>", "</answer>"]
 MODALITIES = (

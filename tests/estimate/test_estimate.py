@@ -171,7 +171,7 @@ def test_gradient_checkpointing_and_halves_save_what_they_should(preset):
     forward = plain.job.records * 2 * (plain.traced.sizes["layers"] / 4) * (plain.traced.prompt_tokens + 16)
     assert again.flops - plain.traced.phases.learning.flops == pytest.approx(forward, rel=0.2)
     kept = plain.job.records * (plain.traced.prompt_tokens + 16) * WIDTH * LAYERS  # elements of one state a layer
-    assert plain.traced.phases.learning.peak - again.peak > 6 * kept * 2  # of some 10; the peak is elsewhere then
+    assert plain.traced.phases.learning.peak - again.peak > 7.5 * kept * 2  # of some 10; the peak is elsewhere then
     half = estimate(preset(weights=torch.bfloat16), ONE, "single")
     model = AutoModelForImageTextToText.from_config(architecture(plain.job.core_seg.reasoner.model))
     halved = 2 * sum(p.numel() for p in model.parameters())
