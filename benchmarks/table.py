@@ -3,15 +3,19 @@
     python -m benchmarks.table --manifest ../shared/data/lesions/manifest.jsonl --budget-minutes 120
 
 Trains and evaluates what is missing until the minutes are over, and goes on where it stopped when it is called again;
-then draws what there is: OUT/table.md, OUT/table.png and one JSON a cell, OUT/CELL/TRACK/evaluation.json. All rows
-start from the same stage 0, a committed release, whose image encoder stays frozen but for the U-Net. It needs
-data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
+then draws what there is: OUT/table.md, OUT/table.png and one JSON a cell, OUT/CELL-SEED.json.
+
+As the paper's rows all start from the same Qwen2.5-VL and the same SAM, all rows with language start from one stage 0
+and one small language model, committed releases both. That language model has learnt to reason and to write boxes from
+text alone and has never had a mask's gradient, so that no way of segmenting is favoured; every row's way of segmenting
+is new. The U-Net has the stage 0's encoder and no language, and is trained for as many images as language model and row
+together. It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -22,10 +26,14 @@ from jsonargparse import auto_cli
 from apps.demo import core_seg, say
 from lab.errors import LabError
 from lab.evaluation.compare import compare, read_cases
+from lab.evaluation.metrics import bootstrap_interval
 from lab.model.release import read_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 MODEL = "--model.init_args."
+OURS = "grpo"
+"""The cell that the others are compared with."""
+FIGURES = ("mDice", "mIoU", "failure_rate", "NSD", "HD95", "box_f1", "lesion_f1", "faithfulness", "influence")
 
 
 @dataclass(frozen=True)
@@ -34,40 +42,43 @@ class Cell:
 
     title: str
     configs: tuple[str, ...]
+    share: float
+    """Of the optimiser steps in its first configuration."""
+    rival: bool = False
+    """A baseline with language: one of those that the paper's margin is over."""
     after: str = ""
-    """The cell that it starts from."""
-    starts: str = ""
-    """The argument that takes that cell's checkpoint, or stage 0."""
-    flags: tuple[str, ...] = field(default=())
+    """The cell that it starts from; none is stage 0, and the language model."""
+    flags: tuple[str, ...] = ()
 
 
-def sft(title: str, *configs: str) -> Cell:
-    one_view = f"{MODEL}views=1"  # at a share of the steps it is not worth while to encode more views of an image
-    return Cell(title, ("sft.yaml", *configs), starts="segmenter_checkpoint", flags=(one_view,))
+def sft(title: str, *configs: str, rival: bool = False) -> Cell:
+    return Cell(title, ("sft.yaml", *configs), 0.1, rival)
 
 
-def grpo(title: str, *flags: str, after: str = "sft") -> Cell:
-    return Cell(title, ("grpo.yaml",), after, "start", flags)
+def grpo(title: str, *flags: str, after: str = "sft", rival: bool = False) -> Cell:
+    return Cell(title, ("grpo.yaml",), 0.15, rival, after, flags)
 
 
 CELLS = {
     "sft": sft("CORE-Seg, SFT"),
     "grpo": grpo("CORE-Seg, SFT + GRPO"),
-    "unet": Cell("U-Net, no language", ("unet.yaml",), starts="encoder"),
-    "text-box": sft("text to box (Seg-Zero), SFT", "ablations/text_box.yaml"),
+    "unet": Cell("U-Net, no language", ("unet.yaml",), 1.0),
+    "text-box": sft("text to box (Seg-Zero), SFT", "ablations/text_box.yaml", rival=True),
     "text-box-grpo": grpo(
         "text to box (Seg-Zero), SFT + RL",
         f"{MODEL}seg_weight=0",
         f"{MODEL}rewards.segment=0",
         f"{MODEL}rewards.detect_kind=binary",
         after="text-box",
+        rival=True,
     ),
-    "seg-token": sft("<seg> token (LISA), no reasoning", "ablations/seg_token.yaml"),
-    "queries": sft("learnable queries (LENS), SFT", "ablations/queries.yaml"),
+    "seg-token": sft("<seg> token (LISA), no reasoning", "ablations/seg_token.yaml", rival=True),
+    "queries": sft("learnable queries (LENS), SFT", "ablations/queries.yaml", rival=True),
     "queries-grpo": grpo(
         "learnable queries (LENS), SFT + RL",
         f"{MODEL}rewards.segment_kind=iou2",
         after="queries",
+        rival=True,
     ),
     "linear": sft("linear map for the adapter", "ablations/linear_adapter.yaml"),
     "mean": sft("mean state for that of <seg>", "ablations/mean_state.yaml"),
@@ -81,29 +92,33 @@ CELLS = {
 TRACKS = {"real": "", "reason": "data/track/manifest.jsonl"}
 
 
-def train(name: str, seed: int, share: float, manifest: Path, segmenter: Path, minutes: float) -> Path | None:
+def train(name: str, seed: int, manifest: Path, starts: dict[str, Path], quick: float, minutes: float) -> Path | None:
     """Train a cell, or go on with it; its checkpoint once it is done, None when the minutes were over before."""
     cell, run = CELLS[name], f"table/{name}-{seed}"
     last = Path("runs") / run / "checkpoints" / "last.ckpt"
     config = yaml.safe_load((CONFIGS / cell.configs[0]).read_text())
-    steps, data = round(share * config["trainer"]["max_steps"]), config["data"]["init_args"]
+    share, data, arguments = quick * cell.share, config["data"]["init_args"], config["model"]["init_args"]
+    steps = max(1, round(share * config["trainer"]["max_steps"]))
     if last.is_file() and read_checkpoint(last)["global_step"] >= steps:
         return last
     if minutes <= 0:
         return None
-    flags = [word for config in cell.configs for word in ("-c", str(CONFIGS / config))]
+    # steps that a configuration counts shrink with it; an ablation's own come after
+    flags = [f"--config={CONFIGS / cell.configs[0]}"]
+    counted = [key for key in ("decoder_after", "own_text_after") if key in arguments]
+    flags += [f"{MODEL}{key}={round(share * arguments[key])}" for key in counted]
+    flags += [f"--config={CONFIGS / config}" for config in cell.configs[1:]]
     flags += [f"--name={run}", f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
     flags += [f"--trainer.max_steps={steps}", f"{MODEL}total_steps={steps}", *cell.flags]
-    for key in ("decoder_after", "own_text_after"):  # steps, too
-        if key in config["model"]["init_args"] and "text_box" not in "".join(cell.configs):
-            flags.append(f"{MODEL}{key}={round(share * config['model']['init_args'][key])}")
     parts = [p | {"manifest": str(manifest)} if p["manifest"] == data["val"] else p for p in data["train"]]
     flags += [f"--data.init_args.train={parts}", f"--data.init_args.val={manifest}"]
     flags += [f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(60 * minutes))}"]
-    start = train(cell.after, seed, share, manifest, segmenter, 0) if cell.after else segmenter
-    if start is None:
-        raise LabError(f"cell '{name}' starts from '{cell.after}', which is not trained; add it to --cells")
-    flags.append(f"{MODEL}{cell.starts}={start}")
+    if cell.after:
+        start = train(cell.after, seed, manifest, starts, quick, 0)
+        if start is None:
+            raise LabError(f"cell '{name}' starts from '{cell.after}', which is not trained; add it to --cells")
+        starts = {"start": start}
+    flags += [f"{MODEL}{argument}={start}" for argument, start in starts.items() if argument in known(cell)]
     if last.is_file():
         flags.append("--ckpt_path=last")
     say(f"{name}, seed {seed}: {cell.title}, {steps} steps")
@@ -111,57 +126,121 @@ def train(name: str, seed: int, share: float, manifest: Path, segmenter: Path, m
     return last if read_checkpoint(last)["global_step"] >= steps else None
 
 
-def rows(out: Path, seeds: int) -> list[dict]:
-    """One row a cell that has been evaluated on a track: its figures, and CORE-Seg's gain over it, seeds averaged."""
+def known(cell: Cell) -> tuple[str, ...]:
+    """The arguments of a cell's module that take something to start from."""
+    if cell.after:
+        return ("start",)
+    return ("encoder",) if cell.configs[0] == "unet.yaml" else ("segmenter_checkpoint", "language_checkpoint")
+
+
+def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
+    """An evaluation's summary, and the Dice of every image."""
+    if not (folder / "evaluation.json").is_file():
+        core_seg("evaluate", str(checkpoint), f"--manifest={manifest}", f"--limit={limit}", f"--out={folder}")
+    cases = read_cases(folder)
+    return json.loads((folder / "evaluation.json").read_text()) | {"dice": dict(zip(cases.id, cases.dice.round(4)))}
+
+
+def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
+    """One row a cell and track: its figures, seeds averaged, and the gain of `OURS` over it, image by image."""
     found = []
     for track in TRACKS:
-        ours = [read_cases(path) for seed in range(seeds) if (path := out / f"grpo-{seed}" / track).is_dir()]
-        for name, cell in CELLS.items():
-            folders = [path for seed in range(seeds) if (path := out / f"{name}-{seed}" / track).is_dir()]
-            if not folders:
+        of_track = {
+            name: [
+                one["tracks"][track] for (other, _), one in cells.items() if other == name and track in one["tracks"]
+            ]
+            for name in CELLS
+        }
+        for name, seeds in of_track.items():
+            if not seeds:
                 continue
-            overall = [json.loads((folder / "evaluation.json").read_text())["overall"] for folder in folders]
-            row = {"track": track, "cell": name, "title": cell.title, "seeds": len(folders), "n": overall[0]["n"]}
-            for figure in ("mDice", "mIoU", "failure_rate", "NSD", "box_f1", "faithfulness", "influence"):
-                values = [one[figure] for one in overall if one.get(figure) is not None]
-                row[figure] = sum(values) / len(values) if values else None
-            if ours and name != "grpo":
-                against = compare(mean_of_seeds(folders), ours)["mean"]
-                row["gain"], row["gain_ci"] = against["gain"], against["gain_ci"]
+            dice = mean_dice(seeds)
+            row = {"track": track, "cell": name, "title": CELLS[name].title, "seeds": len(seeds), "n": len(dice)}
+            row |= average([one["overall"] for one in seeds]) | {"mDice_ci": bootstrap_interval(dice.dice.to_numpy())}
+            row["by"] = {
+                key: {
+                    group: average([one["by"][key][group] for one in seeds])["mDice"] for group in seeds[0]["by"][key]
+                }
+                for key in ("modality", "anatomy")
+            }
+            if of_track[OURS] and name != OURS:
+                against = compare(dice, [mean_dice(of_track[OURS])])["mean"]
+                row |= {key: against[key] for key in ("gain", "gain_ci", "p")}
             found.append(row)
     return found
 
 
-def mean_of_seeds(folders: list[Path]) -> pd.DataFrame:
-    """One row an image: Dice and failure as means over evaluations of the same images."""
-    return pd.concat(map(read_cases, folders)).groupby("id", as_index=False)[["dice", "failed"]].mean()
+def mean_dice(seeds: list[dict]) -> pd.DataFrame:
+    """One row an image: Dice and failure as means over the seeds."""
+    dice = pd.DataFrame([one["dice"] for one in seeds]).T
+    return pd.DataFrame({"id": dice.index, "dice": dice.mean(axis=1), "failed": (dice == 0).mean(axis=1)})
+
+
+def average(figures: list[dict]) -> dict:
+    """Each figure's mean over the seeds that have it; None where none has."""
+    values = {name: [one[name] for one in figures if one.get(name) is not None] for name in FIGURES}
+    return {name: round(sum(of) / len(of), 4) if of else None for name, of in values.items()}
+
+
+def margin(of_track: list[dict]) -> str:
+    """The paper's claim on a track: how far `OURS` is ahead of the best rival."""
+    ours = [row for row in of_track if row["cell"] == OURS]
+    rivals = [row for row in of_track if CELLS[row["cell"]].rival]
+    if not (ours and rivals):
+        return ""
+    best = max(rivals, key=lambda row: row["mDice"])
+    return (
+        f"\n{CELLS[OURS].title} {ours[0]['mDice']:.3f}; best baseline with language: {best['title']}, "
+        f"{best['mDice']:.3f}; difference {with_interval(best)}.\n"
+    )
+
+
+def with_interval(row: dict) -> str:
+    return f"{row['gain']:+.3f} ({row['gain_ci'][0]:+.3f} to {row['gain_ci'][1]:+.3f}), p {row['p']:.2g}"
 
 
 def markdown(table: list[dict]) -> str:
-    """The rows as a table a track."""
+    """The rows as tables of each track: overall, by modality and by anatomy."""
     lines = []
     for track in TRACKS:
-        lines += [f"\n## {track}\n", "| | mDice | mIoU | failure | NSD | box F1 | faithful | CORE-Seg's gain (95 %) |"]
-        lines.append("|---|---|---|---|---|---|---|---|")
-        for row in (row for row in table if row["track"] == track):
-            figures = [row[name] for name in ("mDice", "mIoU", "failure_rate", "NSD", "box_f1", "faithfulness")]
-            cells = ["" if value is None else f"{value:.3f}" for value in figures]
-            gain = f"{row['gain']:+.3f} ({row['gain_ci'][0]:+.3f} to {row['gain_ci'][1]:+.3f})" if "gain" in row else ""
-            lines.append(f"| {row['title']} ({row['seeds']} seeds, n {row['n']}) | {' | '.join(cells)} | {gain} |")
+        of_track = [row for row in table if row["track"] == track]
+        names = [name for name in FIGURES if any(row[name] is not None for row in of_track)]
+        lines += [
+            f"\n## {track}\n",
+            f"| seeds, images | {' | '.join(names)} | 95 % of mDice | {CELLS[OURS].title}, ahead by |",
+        ]
+        lines.append("|---" * (len(names) + 3) + "|")
+        for row in of_track:
+            cells = ["" if row[name] is None else f"{row[name]:.3f}" for name in names]
+            cells += [
+                f"{row['mDice_ci'][0]:.3f} to {row['mDice_ci'][1]:.3f}",
+                with_interval(row) if "gain" in row else "",
+            ]
+            lines.append(f"| {row['title']} ({row['seeds']}, {row['n']}) | {' | '.join(cells)} |")
+        lines.append(margin(of_track))
+        for key in ("modality", "anatomy"):
+            groups = sorted({group for row in of_track for group in row["by"][key]})
+            lines += [f"\n| mDice by {key} | {' | '.join(groups)} |", "|---" * (len(groups) + 1) + "|"]
+            for row in of_track:
+                cells = [f"{row['by'][key][group]:.3f}" if group in row["by"][key] else "" for group in groups]
+                lines.append(f"| {row['title']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def draw(path: Path, table: list[dict]) -> None:
-    """The mDice of every row as bars, a panel a track."""
+    """The mDice of every row as bars with intervals, a panel a track."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(TRACKS), figsize=(7 * len(TRACKS), 5), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(1, len(TRACKS), figsize=(7 * len(TRACKS), 6), layout="constrained", squeeze=False)
     for axis, track in zip(axes[0], TRACKS):
         of_track = [row for row in table if row["track"] == track][::-1]
-        bars = axis.barh([row["title"] for row in of_track], [row["mDice"] for row in of_track], color="#2563eb")
+        low, high = ([abs(row["mDice_ci"][side] - row["mDice"]) for row in of_track] for side in (0, 1))
+        colours = ["#2563eb" if row["cell"] in ("sft", OURS) else "#94a3b8" for row in of_track]
+        titles, values = [row["title"] for row in of_track], [row["mDice"] for row in of_track]
+        bars = axis.barh(titles, values, xerr=(low, high), color=colours, ecolor="#334155", capsize=2)
         axis.bar_label(bars, fmt="%.3f", padding=3)
-        axis.set(title=track, xlabel="mDice", xlim=(0, 1))
+        axis.set(title=track, xlabel="mDice (95 % over images)", xlim=(0, 1.1))
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
@@ -170,10 +249,11 @@ def main(
     manifest: Path,
     budget_minutes: float = 60,
     cells: list[str] | None = None,
-    seeds: int = 1,
-    share: float = 1.0,
+    seeds: tuple[int, ...] = (0,),
+    quick: float = 1.0,
     limit: int = 0,
     segmenter: Path = Path("releases/core-seg-tiny-segmenter"),
+    language: Path = Path("releases/core-seg-tiny-text-box"),
     out: Path = Path("out/table"),
 ) -> None:
     """Train, evaluate and draw.
@@ -183,29 +263,38 @@ def main(
         budget_minutes: When training stops; call again to go on.
         cells: Some of the rows, in order; None is all.
         seeds: Of each row.
-        share: Of the steps in the configurations, for a quick look.
+        quick: Share of the rows' steps, for a quick look.
         limit: Evaluate on this many images of each track; 0 takes all.
         segmenter: Release or checkpoint of stage 0.
+        language: Release or checkpoint whose language model the rows start from.
         out: Folder of the results.
     """
     if unknown := sorted(set(cells or ()) - CELLS.keys()):
         raise LabError(f"there is no cell '{unknown[0]}'; choose from {', '.join(CELLS)}")
     end = time.monotonic() + 60 * budget_minutes
-    for seed in range(seeds):
+    starts = {"encoder": segmenter, "segmenter_checkpoint": segmenter, "language_checkpoint": language}
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
         for name in cells or CELLS:
-            folders = {track: out / f"{name}-{seed}" / track for track in TRACKS}
-            if all((folder / "evaluation.json").is_file() for folder in folders.values()):
+            if (path := out / f"{name}-{seed}.json").is_file():
                 continue  # as committed, or as an earlier call left it
-            checkpoint = train(name, seed, share, manifest, segmenter, (end - time.monotonic()) / 60)
+            checkpoint = train(name, seed, manifest, starts, quick, (end - time.monotonic()) / 60)
             if checkpoint is None:
                 say(f"the minutes are over before {name}, seed {seed}; call again to go on")
                 break
-            for track, path in TRACKS.items():
-                if not ((folder := folders[track]) / "evaluation.json").is_file():
-                    flags = [f"--manifest={path or manifest}", f"--limit={limit}", f"--out={folder}"]
-                    core_seg("evaluate", str(checkpoint), *flags)
-    table = rows(out, seeds)
-    out.mkdir(parents=True, exist_ok=True)
+            folder = checkpoint.parents[1] / "evaluation"
+            tracks = {
+                track: evaluated(checkpoint, Path(other or manifest), limit, folder / track)
+                for track, other in TRACKS.items()
+            }
+            told = {"cell": name, "seed": seed, "steps": read_checkpoint(checkpoint)["global_step"], "tracks": tracks}
+            path.write_text(json.dumps(told) + "\n")
+    written = {
+        (name, int(path.stem.removeprefix(f"{name}-"))): json.loads(path.read_text())
+        for name in CELLS
+        for path in sorted(out.glob(f"{name}-[0-9].json"))
+    }
+    table = rows(written)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     (out / "table.md").write_text(markdown(table))
     draw(out / "table.png", table)

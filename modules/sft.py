@@ -26,6 +26,7 @@ class Sft(ReasoningModule):
         core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
         start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
         segmenter_checkpoint: Checkpoint or release of stage 0; None keeps the segmenter's own weights.
+        language_checkpoint: Checkpoint of stage 1 or release whose language model is taken, and nothing else of it.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         reasoning: False has "-" written in place of the reasoning (an ablation).
@@ -60,6 +61,7 @@ class Sft(ReasoningModule):
         core_seg: CoreSegConfig | None = None,
         start: str | None = None,
         segmenter_checkpoint: str | None = None,
+        language_checkpoint: str | None = None,
         cache: str | None = None,
         views: int = 2,
         reasoning: bool = True,
@@ -92,6 +94,8 @@ class Sft(ReasoningModule):
             model.segmenter.load_state_dict(load_segmenter(segmenter_checkpoint).state_dict())
         elif start is None:
             model.segmenter.load_pretrained()
+        if language_checkpoint is not None:
+            model.reasoner.load_state_dict(load_model(language_checkpoint).reasoner.state_dict())
         self.hold(model, cache, encoder_learning_rate > 0)
         self.loss = DiceCELoss(sigmoid=True, lambda_dice=dice_share, lambda_ce=ce_share)
 

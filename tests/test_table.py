@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks import table
 from lab.data.reason import write_reason
+from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
 
@@ -14,17 +15,22 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     write_reason(Path("data/reason"), 8, seed=4, size=64)
     manifest = write_reason(Path("data/real"), 12, seed=5, fractions=(0.5, 0.25, 0.25), size=64)
     monkeypatch.setattr(table, "TRACKS", {"real": ""})
+    monkeypatch.setattr(table, "OURS", "sft")
     save_release(Segmenter(SegmenterConfig()), Path("stage0"), "Stage 0", "nothing")
-    settings = {"cells": ["sft", "text-box"], "share": 0.0003, "limit": 3, "segmenter": Path("stage0")}
+    save_release(CoreSeg(CoreSegConfig()), Path("language"), "Language", "nothing")
+    starts = {"segmenter": Path("stage0"), "language": Path("language")}
+    settings = {"cells": ["sft", "text-box"], "quick": 0.003, "limit": 3, **starts}
     table.main(manifest, 0, **settings)
     assert "minutes are over before sft" in capsys.readouterr().out
     table.main(manifest, 60, **settings)
     found = json.loads((tmp_path / "out" / "table" / "table.json").read_text())
-    assert [row["cell"] for row in found] == ["sft", "text-box"] and all(row["n"] > 0 for row in found)
+    assert [row["cell"] for row in found] == ["sft", "text-box"] and all(row["n"] == 3 for row in found)
+    assert found[1]["gain_ci"][0] <= found[1]["gain"] <= found[1]["gain_ci"][1]
     checkpoint = tmp_path / "runs" / "table" / "sft-0" / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
-    (tmp_path / "runs" / "table" / "text-box-0" / "checkpoints" / "last.ckpt").unlink()  # its evaluation is enough
+    (tmp_path / "runs" / "table" / "text-box-0" / "checkpoints" / "last.ckpt").unlink()  # its JSON is enough
     table.main(manifest, 0, **settings)
     assert checkpoint.stat().st_mtime_ns == before and "minutes are over" not in capsys.readouterr().out
-    assert "CORE-Seg, SFT" in (tmp_path / "out" / "table" / "table.md").read_text()
+    drawn = (tmp_path / "out" / "table" / "table.md").read_text()
+    assert "best baseline with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn
     assert (tmp_path / "out" / "table" / "table.png").stat().st_size > 5_000

@@ -204,7 +204,7 @@ class CoreSeg(nn.Module):
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
         hidden = self.reasoner(input_ids, mask, self.see(encoded), is_completion, hidden_from, self.queries)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
-        rows = is_seg.any(1).nonzero()[:, 0]
+        rows = (is_seg.any(1) & (self.config.prompt != "boxes")).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
         if self.config.adapter.state == "mean":
             said = is_completion[rows, :, None] == 1
