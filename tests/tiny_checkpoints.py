@@ -10,6 +10,8 @@ from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -31,8 +33,8 @@ TEXT = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }
-IMAGE_SIZES = {"qwen": 112, "fastvlm": 128, "idefics3": 128, "smolvlm": 64}
-"""Sides that give 16, 4 x 4 = 16, 5 x 4 and 4 visual tokens."""
+IMAGE_SIZES = {"qwen": 112, "fastvlm": 128, "idefics3": 128, "smolvlm": 64, "llama": 64}
+"""Sides that give 16, 4 x 4 = 16, 5 x 4, 4 and 4 visual tokens."""
 SPARE_ROWS = 7
 """Checkpoints have more rows than tokens, of whose number Qwen's and FastVLM's are."""
 
@@ -135,6 +137,14 @@ def smolvlm(folder: Path, tied: bool = False) -> str:
     return idefics3(folder, tied, "smolvlm")
 
 
+def llama(folder: Path, tied: bool = True) -> str:
+    """SmolLM2: text alone, messages that are strings, padding that is the end of sequence, and no rows to spare."""
+    words = tokenizer(pad="<eos>")
+    words.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    config = LlamaConfig(**TEXT, vocab_size=len(words), eos_token_id=words.eos_token_id, tie_word_embeddings=tied)
+    return save(folder, LlamaForCausalLM(config), words)
+
+
 def sam2(folder: Path) -> str:
     """SAM 2: Hiera with four stages, 32 channels."""
     config = Sam2Config(
@@ -162,4 +172,4 @@ def sam2(folder: Path) -> str:
     return save(folder, model)
 
 
-REASONERS = {"qwen": qwen, "fastvlm": fastvlm, "idefics3": idefics3, "smolvlm": smolvlm}
+REASONERS = {"qwen": qwen, "fastvlm": fastvlm, "idefics3": idefics3, "smolvlm": smolvlm, "llama": llama}

@@ -116,7 +116,7 @@ class CoreSeg(nn.Module):
         self.reasoner = reasoner_for(config.reasoner, pretrained)
         self.adapter = adapter_for(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
         self.queries = self.adapter.queries if config.adapter.kind == "queries" else None
-        self.one_backbone = config.segmenter.architecture == config.reasoner.model == "small"
+        self.one_backbone = config.segmenter.architecture == "small" and self.reasoner.shares_tower
         if self.one_backbone:
             if config.segmenter.image_size != config.reasoner.image_size:
                 raise LabError(

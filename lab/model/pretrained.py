@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
     FastVlmConfig,
+    GgufConfig,
     Idefics3Config,
     Idefics3ImageProcessor,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -54,12 +57,15 @@ ARCHITECTURES = {
     "fast_vlm": Architecture(
         FastVlmConfig, CLIPImageProcessor, {"text_config": "qwen2", "vision_config": "timm_wrapper"}
     ),
+    "llama": Architecture(LlamaConfig, None, {}),
     "sam2": Architecture(
         Sam2Config,
         None,
         {"vision_config": "sam2_vision_model", "vision_config.backbone_config": "sam2_hiera_det_model"},
     ),
 }
+LANGUAGE = "llama"
+"""A language model without eyes."""
 REASONERS = ("qwen2_5_vl", "idefics3", "smolvlm", "fast_vlm")
 
 
@@ -67,14 +73,15 @@ def read_config(model: str, known: tuple[str, ...]) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
     Args:
-        model: Local folder or hub id; nothing is downloaded while HF_HUB_OFFLINE is 1, which it is by default.
+        model: Local folder, GGUF file or hub id; nothing is downloaded while HF_HUB_OFFLINE is 1, which is the default.
         known: Model types that will do.
 
     Raises:
         LabError: No such checkpoint, or not of such a type.
     """
     try:
-        values, _ = PreTrainedConfig.get_config_dict(model)
+        place, gguf = located(model)
+        values, _ = PreTrainedConfig.get_config_dict(place, **gguf)
     except OSError:
         raise LabError(
             f"no checkpoint '{model}' in this folder or in the Hugging Face cache; check the path, or download it with "
@@ -89,6 +96,12 @@ def read_config(model: str, known: tuple[str, ...]) -> PreTrainedConfig:
     if "quantization_config" in values:
         raise LabError(f"checkpoint '{model}' is quantised, which cannot be trained; give the one with full weights")
     return checked(values, kind, model)
+
+
+def located(model: str) -> tuple[str, dict[str, str]]:
+    """What transformers' `from_pretrained` takes of a checkpoint: a GGUF file is named beside its folder."""
+    path = Path(model)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (model, {})
 
 
 def checked(values: dict[str, Any], kind: str, model: str) -> PreTrainedConfig:
@@ -148,17 +161,52 @@ def read_reasoner(
         ) from None
     if tokenizer.chat_template is None:
         raise LabError(f"checkpoint '{model}' has no chat template (chat_template.jinja); give an instruct model")
-    add_tokens(language, tokenizer)
+    add_tokens(language, tokenizer, [SEG])
     return language, tokenizer, image_processor
 
 
-def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a model and its tokenizer know `<seg>`, and padding that is not the end of sequence.
+def read_language(
+    model: str, dtype: torch.dtype, pretrained: bool, tokens: list[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model of text alone with its tokenizer, which knows `tokens` too.
+
+    Args:
+        model: Local folder, GGUF file (its weights are unpacked) or hub id, of Llama's architecture such as SmolLM2's.
+        dtype: Of the weights.
+        pretrained: As in `read_reasoner`.
+        tokens: New ones.
+
+    Raises:
+        LabError: No such checkpoint, of another architecture, or incomplete.
+    """
+    config, (place, gguf) = read_config(model, (LANGUAGE,)), located(model)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(place, **gguf)
+        if pretrained:
+            how = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+            language = AutoModelForCausalLM.from_pretrained(
+                place, config=config, dtype=dtype, trust_remote_code=False, **how
+            )
+        else:
+            language = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError):
+        raise LabError(
+            f"checkpoint '{model}' is incomplete: it needs config.json, tokenizer.json and model.safetensors, or is a "
+            "GGUF file; download it again"
+        ) from None
+    if tokenizer.chat_template is None:
+        raise LabError(f"checkpoint '{model}' has no chat template (chat_template.jinja); give an instruct model")
+    add_tokens(language, tokenizer, tokens)
+    return language, tokenizer
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Let a model and its tokenizer know tokens such as `<seg>`, and padding that is not the end of sequence.
 
     Checkpoints often have more rows than tokens, and then none is added. A new token starts as the mean of all others.
     """
     known = len(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": [SEG]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -168,9 +216,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
             layer.weight[known : len(tokenizer)] = layer.weight[:known].float().mean(0).to(layer.weight.dtype)
 
 
-def write_reasoner(
-    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
-) -> None:
-    """What `read_reasoner` needs to build the architecture again."""
-    for part in (config, tokenizer, image_processor):
+def write_reasoner(folder: Path, *parts: PreTrainedConfig | PreTrainedTokenizerBase | BaseImageProcessor) -> None:
+    """What `read_reasoner` or `read_language` needs to build the architecture again."""
+    for part in parts:
         part.save_pretrained(folder)

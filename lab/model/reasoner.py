@@ -32,7 +32,8 @@ class ReasonerConfig:
 
     model: str = "small"
     """`small`: a FastVLM of 6 M parameters from scratch; else a local path or hub id of a Qwen2.5-VL, SmolVLM (or
-    Idefics3) or FastVLM."""
+    Idefics3) or FastVLM, or of a language model such as SmolLM2, also as a GGUF file, which is given the small one's
+    eyes."""
     hidden_size: int = 256
     """`small`: width of the language model."""
     layers: int = 4
@@ -49,7 +50,7 @@ class ReasonerConfig:
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
     scene_dim: int = 128
-    """`small`: channels of the segmenter's embedding, which it sees too, pooled to its own grid."""
+    """`small`, or a language model: channels of the segmenter's embedding, which it sees too, pooled to its grid."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -69,13 +70,7 @@ class Reasoner(nn.Module):
         super().__init__()
         self.config = config
         self.small = config.model == "small"
-        if self.small:
-            self.tokenizer = small_tokenizer()
-            sizes = config.hidden_size, config.layers, config.image_size
-            self.model = FastVlmForConditionalGeneration(small_config(*sizes, self.tokenizer))
-        else:
-            dtype = getattr(torch, config.dtype)
-            self.model, self.tokenizer, self.image_processor = read_reasoner(config.model, dtype, pretrained)
+        self.build(pretrained)
         if config.image_size % self.pixels_per_token:
             raise LabError(
                 f"reasoner.image_size {config.image_size} is not a multiple of {self.pixels_per_token}, the pixels "
@@ -85,15 +80,31 @@ class Reasoner(nn.Module):
         self.grid_tokens = (config.image_size // self.pixels_per_token) ** 2
         self.image_tokens = self.grid_tokens
         self.relevance = nn.Linear(hidden_size, 1)
-        if self.small:
+        if self.shares_tower:
+            std = INIT_STD if self.small else self.model.get_input_embeddings().weight.float().std().item()
             self.scene = nn.Linear(2 * config.scene_dim, hidden_size)
             self.visual_norm = nn.LayerNorm(hidden_size)
-            nn.init.constant_(self.visual_norm.weight, INIT_STD)
-            self.image_positions = nn.Parameter(INIT_STD * torch.randn(self.image_tokens, hidden_size))
+            nn.init.constant_(self.visual_norm.weight, std)
+            self.image_positions = nn.Parameter(std * torch.randn(self.image_tokens, hidden_size))
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, self.image_token])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
             self.add_lora(config.lora_rank)
+
+    def build(self, pretrained: bool) -> None:
+        """Make `model`, `tokenizer` and, of a checkpoint, `image_processor`."""
+        if self.small:
+            sizes = self.config.hidden_size, self.config.layers, self.config.image_size
+            self.tokenizer = small_tokenizer()
+            self.model = FastVlmForConditionalGeneration(small_config(*sizes, self.tokenizer))
+        else:
+            dtype = getattr(torch, self.config.dtype)
+            self.model, self.tokenizer, self.image_processor = read_reasoner(self.config.model, dtype, pretrained)
+
+    @property
+    def shares_tower(self) -> bool:
+        """Whether it has no vision tower of its own, but sees through the small segmenter's backbone and embedding."""
+        return self.small
 
     @property
     def language_model(self) -> nn.Module:
@@ -126,7 +137,8 @@ class Reasoner(nn.Module):
         """
         self.merge_lora()
         self.config.lora_rank = rank
-        (self.language_model if self.small else self.model).requires_grad_(False)
+        for part in (self.language_model, self.model.lm_head) if self.shares_tower else (self.model,):
+            part.requires_grad_(False)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), self.language_model)
         for parameter in self.language_model.parameters():

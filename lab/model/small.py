@@ -33,16 +33,18 @@ def small_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
+def small_vision_config() -> TimmWrapperConfig:
+    """The small SAM's backbone as a vision tower."""
+    channels = PyramidImageEncoder.STRIDE_32_CHANNELS
+    return TimmWrapperConfig(
+        architecture="tf_efficientnet_lite0", hidden_size=channels, num_features=channels, do_pooling=False
+    )
+
+
 def small_config(hidden_size: int, layers: int, image_size: int, tokenizer: PreTrainedTokenizerBase) -> FastVlmConfig:
     """FastVLM's architecture with the small SAM's backbone as its vision tower; see `ReasonerConfig`."""
-    channels = PyramidImageEncoder.STRIDE_32_CHANNELS
     return FastVlmConfig(
-        vision_config=TimmWrapperConfig(
-            architecture="tf_efficientnet_lite0",
-            hidden_size=channels,
-            num_features=channels,
-            do_pooling=False,
-        ),
+        vision_config=small_vision_config(),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=hidden_size,

@@ -18,11 +18,11 @@ from lab.model.adapter import PromptAdapter
 from lab.model.core_seg import CoreSeg
 from lab.model.release import load_model, load_release, save_release
 from modules.grpo import Grpo
-from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, qwen, sam2
+from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, llama, qwen, sam2
 from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[2]
-PRESETS = ("tiny", "small", "paper")
+PRESETS = ("tiny", "smol", "small", "paper")
 CONFIGS = [
     path.relative_to(ROOT).as_posix() for name in PRESETS for path in sorted((ROOT / "configs" / name).rglob("*.yaml"))
 ]
@@ -60,10 +60,12 @@ def test_every_configuration_builds_its_model_and_trainer(config, medsam, start,
     flags, base = [], ["-c", str(ROOT / "configs/tiny/sft.yaml")] if "ablations" in config else []
     if "start:" in text:
         flags.append(f"{MODEL}.start={start}")
-    if "segmenter_checkpoint: runs" in text or base:
+    if "segmenter_checkpoint: r" in text or base:
         flags.append(f"{MODEL}.segmenter_checkpoint=null")
     if "encoder: releases" in text:
         flags.append(f"{MODEL}.encoder={start.parent / 'stage0'}")
+    if "smol/sft" in config:
+        flags.append(f"{MODEL}.core_seg.reasoner.model={llama(tmp_path / 'llama')}")
     if "medsam" in text and "core_seg:" in text:
         name = "qwen" if "paper" in config else "idefics3"
         flags += [f"{MODEL}.core_seg.segmenter.weights={medsam}", f"{MODEL}.cache=null"]
@@ -84,7 +86,12 @@ def test_every_configuration_builds_its_model_and_trainer(config, medsam, start,
 
 @pytest.mark.parametrize(
     ("preset", "name", "seen_by"),
-    [("paper", "qwen", "medsam"), ("small", "fastvlm", "sam2"), ("small", "idefics3", "small")],
+    [
+        ("paper", "qwen", "medsam"),
+        ("small", "fastvlm", "sam2"),
+        ("small", "idefics3", "small"),
+        ("smol", "llama", "small"),
+    ],
 )
 def test_a_preset_trains_both_stages_and_its_model_travels(
     preset, name, seen_by, medsam, lesions, tmp_path, monkeypatch, capsys
@@ -101,7 +108,12 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     watched = lambda adapter, states: in_bfloat16.append(torch.is_autocast_enabled("cpu")) or adapt(adapter, states)  # noqa: E731
     monkeypatch.setattr(PromptAdapter, "forward", watched)
     sft = [f"{core}.reasoner.model={REASONERS[name](tmp_path / 'vlm')}", f"{core}.adapter.slots=2"]
-    sft += [f"{core}.reasoner.image_size={IMAGE_SIZES[name]}", f"{core}.reasoner.lora_rank=2"]
+    sft += [
+        f"{core}.reasoner.image_size={IMAGE_SIZES[name]}",
+        f"{core}.reasoner.lora_rank=2",
+        f"{core}.reasoner.scene_dim=32",
+        f"{MODEL}.segmenter_checkpoint=null",
+    ]
     sizes = {"architecture": seen_by, "image_size": 64, "embed_dim": 32, "weights": "random", "pixel_range": "imagenet"}
     sizes = {"weights": medsam} if seen_by == "medsam" else sizes
     if seen_by == "sam2":

@@ -1,0 +1,46 @@
+"""A pretrained language model of text alone, such as SmolLM2, that sees through the small segmenter's backbone."""
+
+from pathlib import Path
+
+import torch
+from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlamaConfig
+
+from lab.model.pretrained import SEG, read_language, without_code, write_reasoner
+from lab.model.reasoner import Reasoner
+from lab.model.small import IMAGE, small_vision_config
+
+
+class TextReasoner(Reasoner):
+    """The small model's eyes before a language model that has read: FastVLM's architecture around Llama's.
+
+    Unlike the small model's, its prompt is read in order, as it has learnt to read.
+    """
+
+    def build(self, pretrained: bool) -> None:
+        dtype = getattr(torch, self.config.dtype)
+        language, self.tokenizer = read_language(self.config.model, dtype, pretrained, [SEG, IMAGE])
+        self.text_config = LlamaConfig.from_dict(without_code(language.config.to_dict()))
+        config = FastVlmConfig(
+            vision_config=small_vision_config(),
+            text_config=self.text_config,
+            tie_word_embeddings=self.text_config.tie_word_embeddings,
+            image_token_index=self.tokenizer.convert_tokens_to_ids(IMAGE),
+            image_seq_length=(self.config.image_size // 32) ** 2,
+        )
+        self.model = FastVlmForConditionalGeneration(config)
+        self.model.model.language_model = language.model
+        self.model.lm_head = language.lm_head
+
+    @property
+    def shares_tower(self) -> bool:
+        return True
+
+    def prompt_ids(self, query: str) -> list[int]:
+        """As `Reasoner.prompt_ids`, for a chat template whose messages are plain text."""
+        content = query.replace("<", " ").replace(">", " ") + "\n" + self.visual_text
+        messages = [{"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def write_architecture(self, folder: Path) -> None:
+        write_reasoner(folder, self.text_config, self.tokenizer)
