@@ -14,6 +14,7 @@ def release(
     mirrored: bool | None = None,
     threshold: float | None = None,
     corroborate: bool | None = None,
+    adapter: bool = False,
 ):
     """Write what can be shared of one of your own checkpoints: safetensors, config, tokenizer and card.
 
@@ -26,8 +27,11 @@ def release(
         mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
         threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
         corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
+        adapter: Leave out the weights that are still those of the checkpoints that training began with, which core-seg
+            merge needs then.
     """
     from lab.errors import LabError
+    from lab.model.base import base_of
     from lab.model.release import load_any, save_release
     from lab.model.segmenter import Segmenter
 
@@ -37,12 +41,27 @@ def release(
     if isinstance(model, Segmenter) and chosen:
         raise LabError(f"--{next(iter(chosen))} is of stage 1 and 2, but '{checkpoint}' is of stage 0; drop it")
     vars(model.config).update(chosen)
+    base = None
+    if adapter:
+        if checkpoint.suffix != ".ckpt" or isinstance(model, Segmenter) or model.reasoner.small:
+            raise LabError(
+                f"'{checkpoint}' is no checkpoint of stage 1 or 2 that began with others' weights; drop --adapter"
+            )
+        base = base_of(model.config, model.config.reasoner.model, model.config.segmenter.weights)
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
-    save_release(model, folder, title, data, evaluations=found)
+    save_release(model, folder, title, data, evaluations=found, base=base)
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 
-def merge(model: Path, folder: Path, title: str = "CORE-Seg", data: str = "see the run's config_fit.yaml"):
+def merge(
+    model: Path,
+    folder: Path,
+    title: str = "CORE-Seg",
+    data: str = "see the run's config_fit.yaml",
+    *,
+    reasoner: str = "",
+    segmenter: str | None = None,
+):
     """Write a release whose LoRA, and trained row of <seg>, are part of the weights.
 
     Args:
@@ -50,11 +69,13 @@ def merge(model: Path, folder: Path, title: str = "CORE-Seg", data: str = "see t
         folder: Where to.
         title: Title of the model card.
         data: What the model was trained on, for the card.
+        reasoner: Of a release written with --adapter true: path or hub id of the checkpoint that its card names.
+        segmenter: The same of the segmenter.
     """
     from lab.errors import LabError
-    from lab.model.release import load_model, save_release
+    from lab.model.release import complete, load_model, save_release
 
-    core_seg = load_model(model)
+    core_seg = complete(model, reasoner, segmenter) if reasoner else load_model(model)
     if not core_seg.config.reasoner.lora_rank:
         raise LabError(f"'{model}' has no LoRA to merge; share it with core-seg release")
     core_seg.reasoner.model.float()  # what LoRA adds is lost where weights are rounded before it is added

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError
+from lab.model.base import base_of, same_weights, weights_digest
 from lab.model.build import segmenter_for
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.segmenter import Segmenter, SegmenterConfig
@@ -63,6 +64,12 @@ stage 1 starts from (`--model.init_args.segmenter_checkpoint DIR`).
 """
 
 
+ADAPTER_CARD = """
+It holds what was trained alone. With the checkpoints that it was trained from, {reasoner} and {segmenter}, it becomes
+whole: `core-seg merge DIR OUT --reasoner CHECKPOINT --segmenter WEIGHTS`.
+"""
+
+
 class ReleaseError(LabError):
     """A folder that is not a complete release of ours."""
 
@@ -74,6 +81,7 @@ def save_release(
     data: str,
     half: bool = True,
     evaluations: list[dict] | None = None,
+    base: CoreSeg | None = None,
 ) -> None:
     """Write `model.safetensors`, `config.json`, the tokenizer and `README.md` (the card).
 
@@ -84,12 +92,15 @@ def save_release(
         data: What the model was trained on, for the card.
         half: Store half precision; False keeps float32 and with it the last bits of every logit.
         evaluations: What `core-seg evaluate` wrote of it, for the card.
+        base: From `base_of`: weights that are still its own are left out, and only `complete` reads the release.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for name in shared_names(model):
         del state[name]
+    left_out = {} if base is None else same_weights(state, base)
+    state = {name: tensor for name, tensor in state.items() if name not in left_out}
     if half:
         state = {name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()}
     save_file(state, folder / "model.safetensors")
@@ -113,6 +124,11 @@ def save_release(
             model.reasoner.write_architecture(folder / REASONER)
             config["reasoner"]["model"] = REASONER
         config = {"core_seg": config}
+    if base is not None:
+        source = {"reasoner": base.config.reasoner.model, "segmenter": base.config.segmenter.weights}
+        source = {name: Path(of).name if of and Path(of).exists() else of for name, of in source.items()}
+        config["base"] = source | {"sha256": weights_digest(left_out)}
+        card += ADAPTER_CARD.format(**source)
     (folder / "README.md").write_text(card + "".join(map(results_table, evaluations or ())))
     files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
     (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
@@ -144,6 +160,33 @@ def results_table(evaluation: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def complete(folder: Path | str, reasoner: str, segmenter: str | None) -> CoreSeg:
+    """Load a release that was written with a `base`, in float32, ready for inference.
+
+    Args:
+        folder: Of the release.
+        reasoner: The checkpoint that it was trained from, a path or hub id; what a release names is never fetched.
+        segmenter: The same of the segmenter, as `SegmenterConfig.weights`.
+
+    Raises:
+        ReleaseError: With one sentence, for a release that is whole, or another base than its own.
+    """
+    folder = Path(folder)
+    config, state = read_release(folder)
+    if "base" not in config:
+        raise ReleaseError(f"release '{folder}' is whole; drop --reasoner and --segmenter")
+    core_seg = from_plain(CoreSegConfig, config.get("core_seg"), f"release '{folder}': core_seg")
+    base = base_of(core_seg, reasoner, segmenter)
+    own = base.state_dict()
+    missing = {name: tensor for name, tensor in own.items() if name not in state and name not in shared_names(base)}
+    told = config["base"].get("sha256") if isinstance(config["base"], dict) else None
+    if state.keys() - own.keys() or weights_digest(missing) != told:
+        raise ReleaseError(
+            f"release '{folder}' was not trained from '{reasoner}' and '{segmenter}'; give those it names"
+        )
+    return take(base, state | missing, folder)
+
+
 def load_release(folder: Path | str) -> CoreSeg | Segmenter:
     """Load a release in float32, ready for inference; one of stage 0 gives its segmenter.
 
@@ -151,6 +194,40 @@ def load_release(folder: Path | str) -> CoreSeg | Segmenter:
         ReleaseError: With one sentence, for a folder that is incomplete, damaged or not ours.
     """
     folder = Path(folder)
+    config, state = read_release(folder)
+    if "base" in config:
+        raise ReleaseError(
+            f"release '{folder}' holds only what was trained; make it whole with core-seg merge '{folder}' OUT "
+            "--reasoner CHECKPOINT --segmenter WEIGHTS"
+        )
+    try:
+        model = architecture(folder, config)
+    except ReleaseError:
+        raise
+    except Exception as error:  # of whatever is wrong in what describes a part
+        problem = " ".join(str(error).split())
+        raise ReleaseError(f"release '{folder}' cannot be built ({problem}); write it again") from None
+    return take(model, state, folder)
+
+
+def take(model: CoreSeg | Segmenter, state: dict[str, torch.Tensor], folder: Path) -> CoreSeg | Segmenter:
+    """The model with the weights of a release."""
+    state = state | {name: state[first] for name, first in shared_names(model).items() if first in state}
+    try:
+        model.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        )
+    except (RuntimeError, AttributeError):
+        raise ReleaseError(f"release '{folder}': its weights do not fit its config.json; write it again") from None
+    return model.eval()
+
+
+def read_release(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Configuration and weights of a release, neither of which is believed yet but that they are as written.
+
+    Raises:
+        ReleaseError: With one sentence, for a folder that is incomplete, damaged or not ours.
+    """
     if not folder.is_dir():
         raise ReleaseError(f"release '{folder}' does not exist; give the folder that core-seg release wrote")
     for name in ("config.json", "model.safetensors"):
@@ -164,24 +241,9 @@ def load_release(folder: Path | str) -> CoreSeg | Segmenter:
         raise ReleaseError(f"'{folder}' is not a release of this lab (config.json has no format {FORMAT})")
     check_files(folder, config.get("sha256", {}))
     try:
-        state = load_file(folder / "model.safetensors")
+        return config, load_file(folder / "model.safetensors")
     except SafetensorError:
         raise ReleaseError(f"release '{folder}': model.safetensors is damaged; copy it again") from None
-    try:
-        model = architecture(folder, config)
-    except ReleaseError:
-        raise
-    except Exception as error:  # of whatever is wrong in what describes a part
-        problem = " ".join(str(error).split())
-        raise ReleaseError(f"release '{folder}' cannot be built ({problem}); write it again") from None
-    state |= {name: state[first] for name, first in shared_names(model).items() if first in state}
-    try:
-        model.load_state_dict(
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        )
-    except (RuntimeError, AttributeError):
-        raise ReleaseError(f"release '{folder}': its weights do not fit its config.json; write it again") from None
-    return model.eval()
 
 
 def is_stage_0(folder: Path) -> bool:

@@ -131,14 +131,20 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     loras = [p for n, p in after.named_parameters() if "lora_B" in n]
     assert loras and all(p.abs().max() > 0 for p in loras), "stage 2 learnt nothing"
 
-    for command in (["release", policy, "release"], ["merge", policy, "merged"]):
+    base = ["--reasoner", str(tmp_path / "vlm"), "--segmenter", sizes["weights"]]
+    for command in (
+        ["release", policy, "release"],
+        ["merge", policy, "merged"],
+        ["release", policy, "adapter", "--adapter", "true"],
+        ["merge", "adapter", "again", *base],
+    ):
         assert main(command) == 0
     image = [np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)]
     drawn = after.segment_text(after.open(image, ["Segment the cyst."]), [ANSWER])[0].probability
     for left in ("vlm", "sam2", "runs", "medsam.pth"):
         path = tmp_path / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for folder in ("release", "merged"):
+    for folder in ("release", "merged", "again"):
         model = load_release(folder)
         again = model.segment_text(model.open(image, ["Segment the cyst."]), [ANSWER])[0].probability
         np.testing.assert_allclose(again, drawn, atol=0.02)  # both are stored in half precision

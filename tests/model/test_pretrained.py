@@ -7,15 +7,17 @@ import socket
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Idefics3Processor
 
 from lab.errors import LabError
 from lab.grpo.policy import group_pass
 from lab.model.adapter import AdapterConfig
+from lab.model.base import base_of
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.decoding import Sampling, collect, token_log_probs
 from lab.model.reasoner import ReasonerConfig
-from lab.model.release import load_release, save_release
+from lab.model.release import ReleaseError, complete, load_release, save_release
 from lab.model.segmenter import SegmenterConfig
 from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, idefics3, qwen
 
@@ -181,6 +183,30 @@ def test_beside_lora_the_row_of_seg_is_learnt_and_travels(name, tied, images, tm
     same_answers(model, again, images, 1e-4)
     save_release(again, tmp_path / "merged", "t", "nothing", half=False)
     same_answers(again, load_release(tmp_path / "merged"), images, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_trained_alone_becomes_whole_with_its_base_and_with_no_other(name, paths, images, tmp_path):
+    model = build(paths[name], name, lora_rank=4)
+    train(model, images)
+    base = base_of(model.config, paths[name], SEGMENTER.weights)
+    for folder, left_out in (("whole", None), ("adapter", base)):
+        save_release(model, tmp_path / folder, "t", "nothing", half=False, base=left_out)
+    state = load_file(tmp_path / "adapter" / "model.safetensors")
+    rows, head = (
+        f"reasoner.model.{part}" for part in ("model.language_model.embed_tokens.base.weight", "lm_head.base")
+    )
+    assert any("lora_B" in n for n in state) and any(n.endswith(".row") for n in state)
+    assert not [n for n in state if n.startswith((rows, head)) or "mlp.up_proj" in n]
+    assert len(state) < len(load_file(tmp_path / "whole" / "model.safetensors"))
+    with pytest.raises(ReleaseError, match="only what was trained; make it whole with core-seg merge"):
+        load_release(tmp_path / "adapter")
+    same_answers(model, complete(tmp_path / "adapter", paths[name], SEGMENTER.weights), images, 0)
+    torch.manual_seed(1)
+    with pytest.raises(ReleaseError, match="was not trained from"):
+        complete(tmp_path / "adapter", REASONERS[name](tmp_path / "other"), SEGMENTER.weights)
+    with pytest.raises(ReleaseError, match="is whole; drop"):
+        complete(tmp_path / "whole", paths[name], SEGMENTER.weights)
 
 
 def same_answers(one, other, images, tolerance):
