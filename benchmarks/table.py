@@ -92,45 +92,72 @@ CELLS = {
 TRACKS = {"real": "", "reason": "data/track/manifest.jsonl"}
 
 
-def train(name: str, seed: int, manifest: Path, starts: dict[str, Path], quick: float, minutes: float) -> Path | None:
-    """Train a cell, or go on with it; its checkpoint once it is done, None when the minutes were over before."""
-    cell, run = CELLS[name], f"table/{name}-{seed}"
-    last = Path("runs") / run / "checkpoints" / "last.ckpt"
+def checkpoint_of(run: str) -> Path:
+    return Path("runs") / run / "checkpoints" / "last.ckpt"
+
+
+def finished(cell: Cell, run: str, quick: float) -> Path | None:
+    """The checkpoint of a cell that has been trained to its end."""
+    last = checkpoint_of(run)
+    return last if last.is_file() and read_checkpoint(last)["global_step"] >= steps_of(cell, quick) else None
+
+
+def steps_of(cell: Cell, quick: float) -> int:
+    """Optimiser steps."""
     config = yaml.safe_load((CONFIGS / cell.configs[0]).read_text())
-    share, data, arguments = quick * cell.share, config["data"]["init_args"], config["model"]["init_args"]
-    steps = max(1, round(share * config["trainer"]["max_steps"]))
-    if last.is_file() and read_checkpoint(last)["global_step"] >= steps:
-        return last
-    if minutes <= 0:
-        return None
+    return max(1, round(quick * cell.share * config["trainer"]["max_steps"]))
+
+
+def train(
+    cell: Cell, run: str, manifest: Path, starts: dict[str, Path], seed: int, quick: float, minutes: float
+) -> Path | None:
+    """Train a cell, or go on with it; its checkpoint once it is done, None when the minutes were over before.
+
+    Args:
+        cell: What to train.
+        run: Folder below runs/.
+        manifest: In place of the real lesions of the configuration.
+        starts: Arguments of the module, with the releases or checkpoints that they take.
+        seed: Of weights and data.
+        quick: Share of the cell's steps.
+        minutes: At most.
+    """
+    if (done := finished(cell, run, quick)) or minutes <= 0:
+        return done
+    config = yaml.safe_load((CONFIGS / cell.configs[0]).read_text())
+    data, arguments, steps = config["data"]["init_args"], config["model"]["init_args"], steps_of(cell, quick)
     # steps that a configuration counts shrink with it; an ablation's own come after
     flags = [f"--config={CONFIGS / cell.configs[0]}"]
     counted = [key for key in ("decoder_after", "own_text_after") if key in arguments]
-    flags += [f"{MODEL}{key}={round(share * arguments[key])}" for key in counted]
+    flags += [f"{MODEL}{key}={round(quick * cell.share * arguments[key])}" for key in counted]
     flags += [f"--config={CONFIGS / config}" for config in cell.configs[1:]]
     flags += [f"--name={run}", f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
     flags += [f"--trainer.max_steps={steps}", f"{MODEL}total_steps={steps}", *cell.flags]
     parts = [p | {"manifest": str(manifest)} if p["manifest"] == data["val"] else p for p in data["train"]]
     flags += [f"--data.init_args.train={parts}", f"--data.init_args.val={manifest}"]
     flags += [f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(60 * minutes))}"]
-    if cell.after:
-        start = train(cell.after, seed, manifest, starts, quick, 0)
-        if start is None:
-            raise LabError(f"cell '{name}' starts from '{cell.after}', which is not trained; add it to --cells")
-        starts = {"start": start}
-    flags += [f"{MODEL}{argument}={start}" for argument, start in starts.items() if argument in known(cell)]
-    if last.is_file():
+    flags += [f"{MODEL}{argument}={start}" for argument, start in starts.items()]
+    if checkpoint_of(run).is_file():
         flags.append("--ckpt_path=last")
-    say(f"{name}, seed {seed}: {cell.title}, {steps} steps")
+    say(f"{run}: {cell.title}, {steps} steps")
     core_seg("fit", *flags)
-    return last if read_checkpoint(last)["global_step"] >= steps else None
+    return finished(cell, run, quick)
 
 
-def known(cell: Cell) -> tuple[str, ...]:
-    """The arguments of a cell's module that take something to start from."""
-    if cell.after:
-        return ("start",)
-    return ("encoder",) if cell.configs[0] == "unet.yaml" else ("segmenter_checkpoint", "language_checkpoint")
+def starts_of(cell: Cell, seed: int, quick: float, segmenter: Path, language: Path) -> dict[str, Path]:
+    """What a cell starts from.
+
+    Raises:
+        LabError: When that is a cell that has not been trained.
+    """
+    if not cell.after:
+        if cell.configs[0] == "unet.yaml":
+            return {"encoder": segmenter}
+        return {"segmenter_checkpoint": segmenter, "language_checkpoint": language}
+    start = finished(CELLS[cell.after], f"table/{cell.after}-{seed}", quick)
+    if start is None:
+        raise LabError(f"'{cell.title}' starts from cell '{cell.after}', which is not trained here; add it to --cells")
+    return {"start": start}
 
 
 def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
@@ -272,13 +299,14 @@ def main(
     if unknown := sorted(set(cells or ()) - CELLS.keys()):
         raise LabError(f"there is no cell '{unknown[0]}'; choose from {', '.join(CELLS)}")
     end = time.monotonic() + 60 * budget_minutes
-    starts = {"encoder": segmenter, "segmenter_checkpoint": segmenter, "language_checkpoint": language}
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in cells or CELLS:
             if (path := out / f"{name}-{seed}.json").is_file():
                 continue  # as committed, or as an earlier call left it
-            checkpoint = train(name, seed, manifest, starts, quick, (end - time.monotonic()) / 60)
+            cell, run, minutes = CELLS[name], f"table/{name}-{seed}", (end - time.monotonic()) / 60
+            starts = starts_of(cell, seed, quick, segmenter, language)
+            checkpoint = train(cell, run, manifest, starts, seed, quick, minutes)
             if checkpoint is None:
                 say(f"the minutes are over before {name}, seed {seed}; call again to go on")
                 break

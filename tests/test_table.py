@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import table
+from benchmarks import ood, table
 from lab.data.reason import write_reason
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
@@ -34,3 +34,20 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     drawn = (tmp_path / "out" / "table" / "table.md").read_text()
     assert "best baseline with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn
     assert (tmp_path / "out" / "table" / "table.png").stat().st_size > 5_000
+
+
+def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("data/reason", 4), ("data/synthetic", 6)):
+        write_reason(Path(name), 8, seed=seed, size=64)
+    manifest = write_reason(Path("data/real"), 8, seed=5, fractions=(0.5, 0.25, 0.25), size=64)
+    save_release(CoreSeg(CoreSegConfig()), Path("seen"), "t", "nothing")
+    settings = {"seen": Path("seen"), "quick": 0.002, "limit": 2}
+    ood.main(manifest, budget_minutes=0, **settings)
+    assert "minutes are over before manifest" in capsys.readouterr().out
+    ood.main(manifest, budget_minutes=30, **settings)
+    told = json.loads(Path("out/ood/manifest.json").read_text())
+    assert told["sft"]["n"] == told["unet"]["n"] == told["seen"]["n"] == 2 and "gain_ci" in told["sft over unet"]
+    for part in ("stage0", "sft", "unet"):
+        config = Path(f"runs/ood/manifest-{part}/config_fit.yaml").read_text()
+        assert "../shared" not in config and "releases/" not in config, "it starts from what has seen everything"

@@ -20,6 +20,11 @@ ALPHAS = [1.001, 50.0]
 """Exponents that are looked for; the package's own upper bound of 3 is too low for errors, which end at 1."""
 
 
+TAIL = 0.9
+"""Where a tail begins at the latest, as a share of the largest error: the errors of lesions that were not found at all
+pile up at 1, and a tail of that pile alone fits any steep law, with a knee that tells nothing apart."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """A power law `p(error) ~ error ** -alpha` from `xmin` on, and the knee of its tail."""
@@ -55,7 +60,9 @@ def fit_errors(errors: np.ndarray) -> Fit:
         raise LabError("fewer than 10 different errors make no distribution; give more records, or raise --steps")
     # not every value is tried as xmin, as the package would: that takes minutes
     candidates = np.unique(np.quantile(some, np.linspace(0, 0.95, 96), method="lower"))
-    candidates = candidates[candidates < some.max()]  # a tail of one value fits any law
+    candidates = candidates[candidates <= TAIL * some.max()]
+    if not len(candidates):
+        raise LabError("nearly all errors are as large as the largest, which is no distribution; raise --steps")
     fits = [powerlaw.Fit(some, xmin=xmin, parameter_ranges={"alpha": ALPHAS}, verbose=0) for xmin in candidates]
     found = min(fits, key=lambda fit: fit.power_law.D)
     ratio, p = found.distribution_compare("power_law", "lognormal", normalized_ratio=True)
