@@ -5,7 +5,8 @@ its longest, and call their models, losses and caches, not their steps, which lo
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
@@ -44,7 +45,11 @@ def trace_phases(skeleton: Skeleton, job: Job) -> Phases:
     encoding, segmenter, kept = encode(skeleton, job)
     with fake(skeleton):
         sampling, kv_cache, read_bytes = sample(skeleton, job) if job.sampled else (Cost(), 0, 0)
-        learning = learn_group(skeleton, job) if job.stage == "grpo" else learn_batch(skeleton, job)
+        learning = learn_batch(skeleton, job) if job.stage == "sft" else Cost()
+    if job.stage == "grpo":
+        group = learn_group(replace(job, asked=(1,), inner_steps=1, accumulate=1))
+        times = job.records * job.inner_steps * job.accumulate
+        learning = Cost(group.peak, group.left, group.flops * times, group.operators * times)
     for cost in (sampling, learning):
         cost.peak += kept  # the encoders' outputs are in use until the step ends
     return Phases(encoding, segmenter, learning, sampling, kv_cache, read_bytes)
@@ -146,8 +151,10 @@ def learn_batch(skeleton: Skeleton, job: Job) -> Cost:
     return cost
 
 
-def learn_group(skeleton: Skeleton, job: Job) -> Cost:
-    """Stage 2: the passes over the completions of an image; memory is that of one image, FLOPs those of the batch."""
+@lru_cache
+def learn_group(job: Job) -> Cost:
+    """Stage 2: the passes over the completions of one image, which are the same however many a batch has."""
+    skeleton = Skeleton(job)
     prompt, group, answer = skeleton.prompt_tokens, job.group_size, job.answer_tokens
     length = prompt + group * answer
     policy = SimpleNamespace(model=skeleton.vlm, forbidden=[0])
@@ -177,11 +184,11 @@ def learn_group(skeleton: Skeleton, job: Job) -> Cost:
         loss = loss + mask_loss(masks.float())
         loss.backward()
 
-    for _ in range(2):  # the second finds the gradients of the first
-        with traced() as cost:
-            learn()
-    times = job.records * job.inner_steps * job.accumulate
-    return Cost(cost.peak, cost.left, cost.flops * times, cost.operators * times)
+    with fake(skeleton):
+        for _ in range(2):  # the second finds the gradients of the first
+            with traced() as cost:
+                learn()
+    return cost
 
 
 def autocast(job: Job) -> torch.autocast:
