@@ -43,10 +43,8 @@ def release(
     vars(model.config).update(chosen)
     base = None
     if adapter:
-        if checkpoint.suffix != ".ckpt" or isinstance(model, Segmenter) or model.reasoner.small:
-            raise LabError(
-                f"'{checkpoint}' is no checkpoint of stage 1 or 2 that began with others' weights; drop --adapter"
-            )
+        if checkpoint.suffix != ".ckpt" or isinstance(model, Segmenter) or not model.config.reasoner.lora_rank:
+            raise LabError(f"'{checkpoint}' is no checkpoint of a model with LoRA, which --adapter is for; drop it")
         base = base_of(model.config, model.config.reasoner.model, model.config.segmenter.weights)
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
     save_release(model, folder, title, data, evaluations=found, base=base)
@@ -75,6 +73,8 @@ def merge(
     from lab.errors import LabError
     from lab.model.release import complete, load_model, save_release
 
+    if segmenter and not reasoner:
+        raise LabError("--segmenter is for a release written with --adapter true, together with --reasoner; give both")
     core_seg = complete(model, reasoner, segmenter) if reasoner else load_model(model)
     if not core_seg.config.reasoner.lora_rank:
         raise LabError(f"'{model}' has no LoRA to merge; share it with core-seg release")

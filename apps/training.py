@@ -25,7 +25,7 @@ from modules.strategies import check_strategy, register
 
 CONFIGURATIONS = {"core_seg": CoreSegConfig, "segmenter": SegmenterConfig, "unet": UNetConfig, "rewards": Rewards}
 """Hyper-parameters that are dataclasses of their own."""
-PLACES = {"cache", "segmenter_checkpoint", "start"}
+PLACES = {"cache", "encoder", "language_checkpoint", "segmenter_checkpoint", "start"}
 """Hyper-parameters that say where something lies; they may change between a run and its resumption."""
 
 

@@ -1,6 +1,6 @@
 """What a pretrained language model adds: the reason track asked in words that no template of the lab holds.
 
-    python -m benchmarks.free_form data/track/manifest.jsonl releases/core-seg-tiny-sft releases/mine
+    python -m benchmarks.free_form --manifest data/track/manifest.jsonl --models '[releases/core-seg-tiny-sft, mine]'
 
 Each record is asked twice, as it stands and in other words for the same; the loss of Dice from one to the other, image
 by image, is what a model does not understand. Names of diseases stay, and only how they are asked for changes.
@@ -73,7 +73,7 @@ def in_other_words(query: str, place: int) -> str:
     )
 
 
-def main(manifest: Path, *models: Path, limit: int = 0, out: Path | None = None) -> None:
+def main(manifest: Path, models: list[Path], limit: int = 0, out: Path | None = None) -> None:
     """Ask and print; with `out` also write the JSON.
 
     Args:
@@ -83,14 +83,20 @@ def main(manifest: Path, *models: Path, limit: int = 0, out: Path | None = None)
         out: JSON to write.
     """
     records = [record for record in read_manifest(manifest) if record.split == "test"]
-    records = records[:: max(1, len(records) // limit)][:limit] if limit else records
+    if 0 < limit < len(records):
+        records = [records[place * len(records) // limit] for place in range(limit)]
     free = [replace(record, query=in_other_words(record.query, place)) for place, record in enumerate(records)]
     told = machine() | {"manifest": manifest.as_posix(), "models": {}}
     for model in models:
         core_seg = load_model(model)
         most = core_seg.config.reasoner.max_boxes
         plain, other = (evaluate(core_seg.predict, asked, most) for asked in (records, free))
-        told["models"][str(model)] = both(plain, other) | {"names": both(*named(plain, other))}
+        names = ~plain["query"].str.contains("|".join(WORDS))
+        told["models"][str(model)] = {
+            "all": both(plain, other),
+            "by name": both(plain[names], other[names]),
+            "by what it looks like": both(plain[~names], other[~names]),
+        }
         print(model, json.dumps(told["models"][str(model)]))
         if out:
             out.write_text(json.dumps(told, indent=1) + "\n")
@@ -98,17 +104,13 @@ def main(manifest: Path, *models: Path, limit: int = 0, out: Path | None = None)
 
 def both(plain: pd.DataFrame, other: pd.DataFrame) -> dict:
     """mDice and failure rate of both ways to ask, and the difference of Dice with its interval."""
+    if plain.empty:
+        return {"n": 0}
     compared = compare(plain, [other])
     figures = {"mDice": compared["base"]["mDice"], "failure_rate": compared["base"]["failure_rate"]}
     free = {key: compared["mean"][key] for key in ("mDice", "failure_rate", "gain", "gain_ci", "p")}
     return {"n": len(plain), "as_trained": figures, "in_other_words": free}
 
 
-def named(plain: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The records that ask for a disease by its name."""
-    chosen = ~plain["query"].str.contains("|".join(WORDS))
-    return plain[chosen], other[chosen]
-
-
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False)

@@ -1,21 +1,22 @@
 """Out of distribution: a source is left out of everything that is learnt from, and tested on.
 
     core-seg data leave-out LESIONS/manifest.jsonl busi
-    python -m benchmarks.ood LESIONS/without-busi.jsonl --budget-minutes 45
+    python -m benchmarks.ood --manifest LESIONS/without-busi.jsonl --budget-minutes 45
 
 Stage 0, CORE-Seg (SFT) and the U-Net are trained from ImageNet's weights on the other sources alone, at a share of the
-steps of the releases; what a release makes of the same images tells what having seen the source is worth. It goes on
-where it stopped when it is called again. One JSON a manifest: OUT/NAME.json.
+steps of the releases, and tested on all images of the source. It goes on where it stopped when it is called again. One
+JSON a manifest: OUT/NAME.json.
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
 from apps.demo import say
-from benchmarks.table import Cell, evaluated, mean_dice, train
+from benchmarks.table import Cell, evaluated, mean_dice, train, underscored
 from lab.evaluation.compare import compare
 
 STAGE_0 = Cell("stage 0", ("segmenter.yaml",), 0.4)
@@ -24,46 +25,37 @@ ARGUMENT = {"sft": "segmenter_checkpoint", "unet": "encoder"}
 
 
 def main(
-    *manifests: Path,
-    seen: Path = Path("releases/core-seg-tiny-sft"),
-    budget_minutes: float = 45,
-    quick: float = 1.0,
-    limit: int = 0,
-    out: Path = Path("out/ood"),
+    manifest: Path, budget_minutes: float = 45, quick: float = 1.0, limit: int = 0, out: Path = Path("out/ood")
 ) -> None:
     """Train, evaluate and compare.
 
     Args:
-        manifests: Of core-seg data leave-out.
-        seen: A release that was trained on all sources.
+        manifest: Of core-seg data leave-out.
         budget_minutes: When training stops; call again to go on.
         quick: Share of the steps, for a quick look.
         limit: Evaluate on this many images; 0 takes all.
         out: Folder of the results.
     """
-    end = time.monotonic() + 60 * budget_minutes
+    end, name, found = time.monotonic() + 60 * budget_minutes, manifest.stem, {}
+
+    def minutes() -> float:
+        return (end - time.monotonic()) / 60
+
+    start = train(STAGE_0, f"ood/{name}-stage0", manifest, {}, 0, quick, minutes())
+    for row, cell in CELLS.items() if start else ():
+        starts = {ARGUMENT[row]: start}
+        if checkpoint := train(cell, f"ood/{name}-{row}", manifest, starts, 0, quick, minutes()):
+            found[row] = evaluated(checkpoint, manifest, limit, checkpoint.parents[1] / f"evaluation-{limit}")
+    if len(found) < len(CELLS):
+        say(f"the minutes are over before {name} is done; call again to go on")
+        return
+    told = {key: found["sft"][key] for key in ("manifest", "machine", "date")}
+    told |= {row: one["overall"] for row, one in found.items()}
+    told["sft over unet"] = compare(mean_dice([found["unet"]]), [mean_dice([found["sft"]])])["mean"]
     out.mkdir(parents=True, exist_ok=True)
-    for manifest in manifests:
-        name = manifest.stem
-        if (path := out / f"{name}.json").is_file():
-            continue
-        runs, found = f"ood/{name}", {}
-        start = train(STAGE_0, f"{runs}-stage0", manifest, {}, 0, quick, (end - time.monotonic()) / 60)
-        for row, cell in CELLS.items() if start else ():
-            minutes = (end - time.monotonic()) / 60
-            checkpoint = train(cell, f"{runs}-{row}", manifest, {ARGUMENT[row]: start}, 0, quick, minutes)
-            if checkpoint:
-                found[row] = evaluated(checkpoint, manifest, limit, checkpoint.parents[1] / "evaluation")
-        if len(found) < len(CELLS):
-            say(f"the minutes are over before {name} is done; call again to go on")
-            break
-        found["seen"] = evaluated(seen, manifest, limit, Path("runs") / f"{runs}-seen")
-        dice = {row: mean_dice([one]) for row, one in found.items()}
-        told = {row: one["overall"] for row, one in found.items()}
-        told |= {f"sft over {row}": compare(dice[row], [dice["sft"]])["mean"] for row in ("unet", "seen")}
-        path.write_text(json.dumps({"machine": found["sft"]["machine"], "date": found["sft"]["date"]} | told, indent=1))
-        print(name, json.dumps(told))
+    (out / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False, args=[underscored(word) for word in sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""The paper's table on your data: baselines and ablations, each trained on the same records, evaluated on both tracks.
+"""The paper's table on your data: baselines and ablations, evaluated on both tracks.
 
     python -m benchmarks.table --manifest ../shared/data/lesions/manifest.jsonl --budget-minutes 120
 
@@ -6,16 +6,18 @@ Trains and evaluates what is missing until the minutes are over, and goes on whe
 then draws what there is: OUT/table.md, OUT/table.png and one JSON a cell, OUT/CELL-SEED.json.
 
 As the paper's rows all start from the same Qwen2.5-VL and the same SAM, all rows with language start from one stage 0
-and one small language model, committed releases both. That language model has learnt to reason and to write boxes from
-text alone and has never had a mask's gradient, so that no way of segmenting is favoured; every row's way of segmenting
-is new. The U-Net has the stage 0's encoder and no language, and is trained for as many images as language model and row
-together. It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
+and one reasoner, releases both, and are then trained on the same records for the same steps. That reasoner has learnt
+to reason, to write boxes and, by our relevance loss, where in the picture what is asked for is; it has had no gradient
+of a mask that was drawn, so that the ways to draw one are all new. What is not the same for all: text to box goes on
+with what the reasoner has been learning all along; rows without reasoning have to leave off what it has learnt; the
+U-Net has stage 0's encoder, which it alone trains, and 1,500 steps of its own; only rows with a stage 2 see data/fresh.
+It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -49,6 +51,23 @@ class Cell:
     after: str = ""
     """The cell that it starts from; none is stage 0, and the language model."""
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all cells have in common; cells that differ in it are in no table together."""
+
+    manifest: Path
+    segmenter: Path
+    language: Path
+    quick: float
+    limit: int
+
+    def settings(self) -> dict:
+        """As JSON, the manifest by its folder and name."""
+        return asdict(self) | {
+            name: "/".join(getattr(self, name).parts[-2:]) for name in ("manifest", "segmenter", "language")
+        }
 
 
 def sft(title: str, *configs: str, rival: bool = False) -> Cell:
@@ -135,29 +154,40 @@ def train(
     flags += [f"--trainer.max_steps={steps}", f"{MODEL}total_steps={steps}", *cell.flags]
     parts = [p | {"manifest": str(manifest)} if p["manifest"] == data["val"] else p for p in data["train"]]
     flags += [f"--data.init_args.train={parts}", f"--data.init_args.val={manifest}"]
-    flags += [f"--trainer.max_time={time.strftime('00:%H:%M:%S', time.gmtime(60 * minutes))}"]
     flags += [f"{MODEL}{argument}={start}" for argument, start in starts.items()]
+    if "seed" in arguments:
+        flags.append(f"{MODEL}seed={seed}")
+    spent = 0.0
     if checkpoint_of(run).is_file():
         flags.append("--ckpt_path=last")
+        spent = read_checkpoint(checkpoint_of(run))["callbacks"]["Timer"]["time_elapsed"]["train"]  # it counts on
+    days, seconds = divmod(round(60 * minutes + spent), 86400)
+    flags.append(f"--trainer.max_time={days:02}:{time.strftime('%H:%M:%S', time.gmtime(seconds))}")
     say(f"{run}: {cell.title}, {steps} steps")
     core_seg("fit", *flags)
     return finished(cell, run, quick)
 
 
-def starts_of(cell: Cell, seed: int, quick: float, segmenter: Path, language: Path) -> dict[str, Path]:
-    """What a cell starts from.
+def trained(name: str, seed: int, shared: Shared, end: float) -> Path | None:
+    """A cell's checkpoint, after that of the cell that it starts from; None when the minutes were over before.
 
-    Raises:
-        LabError: When that is a cell that has not been trained.
+    Args:
+        name: Of the cell.
+        seed: Of it.
+        shared: What all cells have in common.
+        end: By `time.monotonic`.
     """
-    if not cell.after:
-        if cell.configs[0] == "unet.yaml":
-            return {"encoder": segmenter}
-        return {"segmenter_checkpoint": segmenter, "language_checkpoint": language}
-    start = finished(CELLS[cell.after], f"table/{cell.after}-{seed}", quick)
-    if start is None:
-        raise LabError(f"'{cell.title}' starts from cell '{cell.after}', which is not trained here; add it to --cells")
-    return {"start": start}
+    cell = CELLS[name]
+    if cell.after:
+        starts = {"start": trained(cell.after, seed, shared, end)}
+    elif cell.configs[0] == "unet.yaml":
+        starts = {"encoder": shared.segmenter}
+    else:
+        starts = {"segmenter_checkpoint": shared.segmenter, "language_checkpoint": shared.language}
+    if None in starts.values():
+        return None
+    minutes = (end - time.monotonic()) / 60
+    return train(cell, f"table/{name}-{seed}", shared.manifest, starts, seed, shared.quick, minutes)
 
 
 def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
@@ -215,10 +245,10 @@ def margin(of_track: list[dict]) -> str:
     rivals = [row for row in of_track if CELLS[row["cell"]].rival]
     if not (ours and rivals):
         return ""
-    best = max(rivals, key=lambda row: row["mDice"])
+    best, all_rivals = max(rivals, key=lambda row: row["mDice"]), sum(cell.rival for cell in CELLS.values())
     return (
-        f"\n{CELLS[OURS].title} {ours[0]['mDice']:.3f}; best baseline with language: {best['title']}, "
-        f"{best['mDice']:.3f}; difference {with_interval(best)}.\n"
+        f"\n{CELLS[OURS].title} {ours[0]['mDice']:.3f}; best of {len(rivals)} of {all_rivals} baselines with language: "
+        f"{best['title']}, {best['mDice']:.3f}; difference {with_interval(best)}.\n"
     )
 
 
@@ -298,30 +328,27 @@ def main(
     """
     if unknown := sorted(set(cells or ()) - CELLS.keys()):
         raise LabError(f"there is no cell '{unknown[0]}'; choose from {', '.join(CELLS)}")
-    end = time.monotonic() + 60 * budget_minutes
+    end, shared = time.monotonic() + 60 * budget_minutes, Shared(manifest, segmenter, language, quick, limit)
     out.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for name in cells or CELLS:
-            if (path := out / f"{name}-{seed}.json").is_file():
-                continue  # as committed, or as an earlier call left it
-            cell, run, minutes = CELLS[name], f"table/{name}-{seed}", (end - time.monotonic()) / 60
-            starts = starts_of(cell, seed, quick, segmenter, language)
-            checkpoint = train(cell, run, manifest, starts, seed, quick, minutes)
-            if checkpoint is None:
-                say(f"the minutes are over before {name}, seed {seed}; call again to go on")
-                break
-            folder = checkpoint.parents[1] / "evaluation"
-            tracks = {
-                track: evaluated(checkpoint, Path(other or manifest), limit, folder / track)
-                for track, other in TRACKS.items()
-            }
-            told = {"cell": name, "seed": seed, "steps": read_checkpoint(checkpoint)["global_step"], "tracks": tracks}
-            path.write_text(json.dumps(told) + "\n")
-    written = {
-        (name, int(path.stem.removeprefix(f"{name}-"))): json.loads(path.read_text())
-        for name in CELLS
-        for path in sorted(out.glob(f"{name}-[0-9].json"))
-    }
+    for name, seed in ((name, seed) for seed in seeds for name in cells or CELLS):
+        if (path := out / f"{name}-{seed}.json").is_file():
+            continue  # as committed, or as an earlier call left it
+        checkpoint = trained(name, seed, shared, end)
+        if checkpoint is None:
+            say(f"the minutes are over before {name}, seed {seed}; call again to go on")
+            break
+        folder = checkpoint.parents[1] / f"evaluation-{limit}"
+        tracks = {
+            track: evaluated(checkpoint, Path(other or manifest), limit, folder / track)
+            for track, other in TRACKS.items()
+        }
+        told = {"cell": name, "seed": seed, "steps": read_checkpoint(checkpoint)["global_step"]}
+        path.write_text(json.dumps(told | {"settings": shared.settings(), "tracks": tracks}) + "\n")
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*-*.json"))]
+    for one in found:
+        if one["settings"] != shared.settings():
+            raise LabError(f"'{out}' holds cells of other settings, {one['settings']}; give another --out")
+    written = {(one["cell"], one["seed"]): one for one in found}
     table = rows(written)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     (out / "table.md").write_text(markdown(table))

@@ -26,7 +26,8 @@ class Sft(ReasoningModule):
         core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
         start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
         segmenter_checkpoint: Checkpoint or release of stage 0; None keeps the segmenter's own weights.
-        language_checkpoint: Checkpoint of stage 1 or release whose language model is taken, and nothing else of it.
+        language_checkpoint: Checkpoint of stage 1 or release whose reasoner is taken, without adapter and segmenter; a
+            backbone that both see through stays the segmenter's.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         reasoning: False has "-" written in place of the reasoning (an ablation).
@@ -90,12 +91,17 @@ class Sft(ReasoningModule):
             raise LabError("stage 1 either builds a model or goes on from one; give one of core_seg and start")
         model = load_model(start) if start else CoreSeg(core_seg)
         self.save_hyperparameters({"core_seg": asdict(model.config), **arguments})
+        if language_checkpoint is not None:
+            taken = load_model(language_checkpoint).reasoner
+            if taken.config != model.reasoner.config:
+                raise LabError(
+                    f"the reasoner of '{language_checkpoint}' is another: {taken.config}; make core_seg.reasoner so"
+                )
+            model.reasoner.load_state_dict(taken.state_dict())
         if segmenter_checkpoint is not None:
             model.segmenter.load_state_dict(load_segmenter(segmenter_checkpoint).state_dict())
         elif start is None:
             model.segmenter.load_pretrained()
-        if language_checkpoint is not None:
-            model.reasoner.load_state_dict(load_model(language_checkpoint).reasoner.state_dict())
         self.hold(model, cache, encoder_learning_rate > 0)
         self.loss = DiceCELoss(sigmoid=True, lambda_dice=dice_share, lambda_ce=ce_share)
 

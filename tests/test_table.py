@@ -1,6 +1,9 @@
 """Without this the table could train a cell twice, or leave out what it could not afford without saying so."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from benchmarks import ood, table
@@ -8,6 +11,8 @@ from lab.data.reason import write_reason
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
@@ -32,7 +37,9 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     table.main(manifest, 0, **settings)
     assert checkpoint.stat().st_mtime_ns == before and "minutes are over" not in capsys.readouterr().out
     drawn = (tmp_path / "out" / "table" / "table.md").read_text()
-    assert "best baseline with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn
+    assert (
+        "best of 1 of 5 baselines with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn
+    )
     assert (tmp_path / "out" / "table" / "table.png").stat().st_size > 5_000
 
 
@@ -41,13 +48,24 @@ def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monke
     for name, seed in (("data/reason", 4), ("data/synthetic", 6)):
         write_reason(Path(name), 8, seed=seed, size=64)
     manifest = write_reason(Path("data/real"), 8, seed=5, fractions=(0.5, 0.25, 0.25), size=64)
-    save_release(CoreSeg(CoreSegConfig()), Path("seen"), "t", "nothing")
-    settings = {"seen": Path("seen"), "quick": 0.002, "limit": 2}
+    settings = {"quick": 0.002, "limit": 2}
     ood.main(manifest, budget_minutes=0, **settings)
     assert "minutes are over before manifest" in capsys.readouterr().out
     ood.main(manifest, budget_minutes=30, **settings)
     told = json.loads(Path("out/ood/manifest.json").read_text())
-    assert told["sft"]["n"] == told["unet"]["n"] == told["seen"]["n"] == 2 and "gain_ci" in told["sft over unet"]
+    assert told["sft"]["n"] == told["unet"]["n"] == 2 and "gain_ci" in told["sft over unet"]
     for part in ("stage0", "sft", "unet"):
         config = Path(f"runs/ood/manifest-{part}/config_fit.yaml").read_text()
         assert "../shared" not in config and "releases/" not in config, "it starts from what has seen everything"
+
+
+def test_the_benchmarks_take_what_their_docstrings_say(tmp_path):
+    for name, flags in (("table", ["--cells=[nothing]"]), ("ood", []), ("free_form", ["--models=[nothing]"])):
+        command = [sys.executable, "-m", f"benchmarks.{name}", f"--manifest={tmp_path / 'none.jsonl'}", *flags]
+        if name == "ood":
+            command.append("--budget-minutes=0")
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        said = done.stdout + done.stderr
+        assert any(words in said for words in ("no cell 'nothing'", "minutes are over", "cannot be read")), said

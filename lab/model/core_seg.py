@@ -117,6 +117,11 @@ class CoreSeg(nn.Module):
         self.adapter = adapter_for(config.adapter, self.reasoner.hidden_size, config.segmenter.embed_dim)
         self.queries = self.adapter.queries if config.adapter.kind == "queries" else None
         self.one_backbone = config.segmenter.architecture == "small" and self.reasoner.shares_tower
+        if self.reasoner.shares_tower and not (self.reasoner.small or self.one_backbone):
+            raise LabError(
+                f"reasoner.model '{config.reasoner.model}' has no eyes and sees through the small segmenter's; set "
+                "segmenter.architecture: small"
+            )
         if self.one_backbone:
             if config.segmenter.image_size != config.reasoner.image_size:
                 raise LabError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from lab.model.release import ReleaseError, load_release, release_files
+from lab.model.release import ReleaseError, load_release, read_release, release_files
 
 
 def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> list[str]:
@@ -27,7 +27,8 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> list[str]:
         validate_repo_id(repo_id)
     except HFValidationError:
         raise ReleaseError(f"'{repo_id}' is not the name of a repository; give owner/name") from None
-    load_release(folder)
+    if "base" not in read_release(folder)[0]:  # what needs a base cannot be loaded without it
+        load_release(folder)
     files = release_files(folder)
     if "README.md" not in files:
         raise ReleaseError(f"release '{folder}' has no card (README.md); write it again with core-seg release")

@@ -1,5 +1,6 @@
 """Hugging Face checkpoints of the architectures that the lab knows; nothing in their files can name code."""
 
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from transformers import (
     SmolVLMImageProcessor,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import find_adapter_config_file
 
 from lab.errors import LabError
 
@@ -79,13 +81,21 @@ def read_config(model: str, known: tuple[str, ...]) -> PreTrainedConfig:
     Raises:
         LabError: No such checkpoint, or not of such a type.
     """
+    place, gguf = located(model)
+    if find_adapter_config_file(place):  # transformers would add it, and read it with pickle where it is one
+        raise LabError(
+            f"checkpoint '{model}' has an adapter beside it (adapter_config.json); merge it, or move it away"
+        )
     try:
-        place, gguf = located(model)
         values, _ = PreTrainedConfig.get_config_dict(place, **gguf)
     except OSError:
         raise LabError(
             f"no checkpoint '{model}' in this folder or in the Hugging Face cache; check the path, or download it with "
             f"HF_HUB_OFFLINE=0 hf download {model}"
+        ) from None
+    except (KeyError, ValueError, struct.error):  # the last of a GGUF file that is cut short
+        raise LabError(
+            f"'{model}' is not a checkpoint of an architecture that transformers knows; give another"
         ) from None
     if values.get("model_type") == "sam2_video":  # so say Meta's checkpoints, of which the image part is used
         values = {name: values.get(name) for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
@@ -101,6 +111,8 @@ def read_config(model: str, known: tuple[str, ...]) -> PreTrainedConfig:
 def located(model: str) -> tuple[str, dict[str, str]]:
     """What transformers' `from_pretrained` takes of a checkpoint: a GGUF file is named beside its folder."""
     path = Path(model)
+    if path.suffix == ".gguf" and not path.is_file():
+        raise LabError(f"'{model}' does not exist; check the path")
     return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (model, {})
 
 

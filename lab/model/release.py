@@ -65,8 +65,8 @@ stage 1 starts from (`--model.init_args.segmenter_checkpoint DIR`).
 
 
 ADAPTER_CARD = """
-It holds what was trained alone. With the checkpoints that it was trained from, {reasoner} and {segmenter}, it becomes
-whole: `core-seg merge DIR OUT --reasoner CHECKPOINT --segmenter WEIGHTS`.
+**This release holds what was trained alone.** With what it was trained from (reasoner: {reasoner}; segmenter:
+{segmenter}) it becomes whole, and can be used then: `core-seg merge DIR OUT --reasoner CHECKPOINT --segmenter WEIGHTS`.
 """
 
 

@@ -22,7 +22,7 @@ class TextReasoner(Reasoner):
         self.text_config = LlamaConfig.from_dict(without_code(language.config.to_dict()))
         config = FastVlmConfig(
             vision_config=small_vision_config(),
-            text_config=self.text_config,
+            text_config=LlamaConfig.from_dict(self.text_config.to_dict() | {"num_hidden_layers": 1}),  # is replaced
             tie_word_embeddings=self.text_config.tie_word_embeddings,
             image_token_index=self.tokenizer.convert_tokens_to_ids(IMAGE),
             image_seq_length=(self.config.image_size // 32) ** 2,
@@ -30,6 +30,7 @@ class TextReasoner(Reasoner):
         self.model = FastVlmForConditionalGeneration(config)
         self.model.model.language_model = language.model
         self.model.lm_head = language.lm_head
+        self.model.config.text_config = self.text_config
 
     @property
     def shares_tower(self) -> bool:

