@@ -198,11 +198,11 @@ class Grpo(ReasoningModule):
         reasoner, h = self.core_seg.reasoner, self.hparams
         encoded = self.encode(batch)
         visual = self.core_seg.see(encoded)
-        prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
+        prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
         seed = h.seed * 1_000_003 + self.global_step
         sampling = Sampling(h.temperature, h.top_p, h.top_k, seed, batch["draw"])
         with gathered(self):
-            steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling)
+            steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling, encoded.shapes)
             sampled = collect(steps, len(prompts), h.group_size)
         groups = []
         for image, completions in enumerate(sampled):
@@ -212,7 +212,7 @@ class Grpo(ReasoningModule):
                 Group(
                     item={name: values[image] for name, values in batch.items()},
                     embedding=encoded.embeddings[[image]],
-                    prompt=reasoner.prompt([prompts[image]], visual[[image]]),
+                    prompt=reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]]),
                     completions=completions,
                     texts=texts,
                     answers=answers,
@@ -332,11 +332,10 @@ class Grpo(ReasoningModule):
     def log_groups(self) -> None:
         """Metrics by trl's names and definitions, and the lab's own: `reward_group_std` is the mean deviation within
         groups, `rewards/<name>/frac_zero_std` the share of groups in which that reward alone tells nothing apart."""
-        reasoner = self.core_seg.reasoner
         groups = gather([self.outcome(group) for group in self.groups])
         lengths = torch.cat([group["lengths"] for group in groups])
         unfinished = torch.cat([group["unfinished"] for group in groups])
-        prompts = sum(self.hparams.group_size * len(reasoner.prompt_ids(group["query"])) for group in groups)
+        prompts = sum(self.hparams.group_size * group["prompt_tokens"] for group in groups)
         self.num_tokens += int(lengths.sum()) + prompts
         total, dice = (torch.stack([group[name] for group in groups]) for name in ("total", "dice"))
         values = {
@@ -366,8 +365,9 @@ class Grpo(ReasoningModule):
         """What metrics of all processes' groups are made from."""
         lengths = torch.tensor([float(len(completion)) for completion in group.completions])
         unfinished = torch.tensor([completion[-1] != self.core_seg.reasoner.eos_id for completion in group.completions])
-        kept = {"query": group.item["query"], "total": group.total, "dice": group.dice, "rewards": group.rewards}
-        return kept | {"lengths": lengths, "unfinished": unfinished}
+        kept = {"total": group.total, "dice": group.dice, "rewards": group.rewards}
+        prompt_tokens = group.prompt.embeds.shape[1]
+        return kept | {"lengths": lengths, "unfinished": unfinished, "prompt_tokens": prompt_tokens}
 
 
 def as_mask(target: Tensor) -> Tensor:

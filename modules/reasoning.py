@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lab.data.cache import FeatureCache
 from lab.data.dataset import AnswerDataset
@@ -31,7 +32,8 @@ class ReasoningModule(ScoredModule):
         if trains_encoders:
             core_seg.thaw_encoders()
         core_seg.segmenter.to(memory_format=torch.channels_last)
-        self.cache = FeatureCache(cache, core_seg.encoders(), core_seg.preprocessing) if cache else None
+        encoders, dynamic = core_seg.encoders(), core_seg.config.reasoner.dynamic
+        self.cache = FeatureCache(cache, encoders, core_seg.preprocessing, dynamic) if cache else None
         if self.hparams.gradient_checkpointing:
             core_seg.reasoner.checkpoint_gradients()
 
@@ -68,23 +70,30 @@ class ReasoningModule(ScoredModule):
     def encode(self, batch: dict[str, list]) -> Encoded:
         """The encoders' outputs, each image once; frozen ones from the cache where it has them, else stored there."""
         rows, missing = list(batch["features"]), defaultdict(list)  # pixels: the rows that show them, for other queries
-        for row, features in enumerate(rows):
+        reasoner, frames = self.core_seg.reasoner, batch["frame"]
+        for row, (features, frame) in enumerate(zip(rows, frames)):
             if features is None:
-                missing[batch["pixels"][row].numpy().tobytes()].append(row)
+                missing[batch["pixels"][row].numpy().tobytes(), reasoner.part(frame, frame.size)].append(row)
         if missing:
             pixels = torch.stack([batch["pixels"][same[0]] for same in missing.values()])
             with torch.set_grad_enabled(self.trains_encoders):
-                computed = self.core_seg.encode(pixels.to(self.device))
+                computed = self.core_seg.encode(pixels.to(self.device), [frames[same[0]] for same in missing.values()])
             for place, same in enumerate(missing.values()):
-                features = {name: tensor[place] for name, tensor in computed._asdict().items()}
+                frame = frames[same[0]]
+                own = computed.features[place, : reasoner.tokens_of(frame)]
+                features = {"embeddings": computed.embeddings[place], "features": own}
                 if not self.trains_encoders:
                     features = {name: tensor.half() for name, tensor in features.items()}  # as cached
                 for row in same:
                     rows[row] = features
                 if self.cache:
-                    self.cache.store(batch["pixels"][same[0]], features)
+                    self.cache.store(batch["pixels"][same[0]], frame, features)
         self.log("train/encoded", float(len(missing)), on_step=True, reduce_fx="sum", sync_dist=True)
-        return Encoded(*(torch.stack([row[name].to(self.device).float() for row in rows]) for name in Encoded._fields))
+        embeddings, features = (
+            pad_sequence([row[name].to(self.device).float() for row in rows], batch_first=True)
+            for name in ("embeddings", "features")
+        )
+        return Encoded(embeddings, features, self.core_seg.shapes(frames))
 
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:
         answer = self.ask(sample)

@@ -88,7 +88,7 @@ class RolloutFiles(L.Callback):
         rows = []
         for group in module.groups:
             item, frame = group.item, group.item["frame"]
-            height, width = (max(1, round(side * group.masks.shape[-1] / frame.size)) for side in frame.inner)
+            height, width = frame.filled(group.masks.shape[-1])
             for slot, (text, answer, mask) in enumerate(zip(group.texts, group.answers, group.masks.numpy())):
                 rows.append(
                     {"step": module.step, "id": item["id"], "view": item["view"], "query": item["query"]}

@@ -1,6 +1,5 @@
 """Stage 1: CoT-based semantic alignment. Text cross-entropy plus DiceCE on the mask (CORE-Seg, section 3.3)."""
 
-import math
 from dataclasses import asdict
 
 import numpy as np
@@ -8,8 +7,10 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import masks_to_boxes
 
+from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
@@ -108,13 +109,14 @@ class Sft(ReasoningModule):
     def training_step(self, batch: dict[str, list], batch_idx: int) -> Tensor:
         encoded = self.encode(batch)
         reasoner = self.core_seg.reasoner
-        prompts = [reasoner.prompt_ids(query) for query in batch["query"]]
+        prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         self.core_seg.segmenter.mask_decoder.requires_grad_(self.global_step >= self.hparams.decoder_after)
         if self.learns_from_own_text():
             sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
             with self.autocast(), gathered(self):
-                own = reasoner.generate(prompts, self.core_seg.see(encoded), self.hparams.max_new_tokens, sampling)
+                visual, most = self.core_seg.see(encoded), self.hparams.max_new_tokens
+                own = reasoner.generate(prompts, visual, most, sampling, encoded.shapes)
             with self.autocast():
                 output = self.core_seg(encoded, prompts, own)
             part = shares({"seg": len(output.mask_rows)}, self.device)
@@ -131,7 +133,7 @@ class Sft(ReasoningModule):
             losses = {
                 "text": F.cross_entropy(output.logits.float(), labels),
                 "seg": self.seg_loss(output, batch["target"]),
-                "relevance": self.relevance_loss(output, batch["target"]),
+                "relevance": self.relevance_loss(output, batch["target"], batch["frame"]),
                 "prompt": self.prompt_loss(output, batch["target"]),
             }
             losses = {name: part[name] * value for name, value in losses.items()}
@@ -162,12 +164,19 @@ class Sft(ReasoningModule):
         target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(self.device)
         return self.loss(output.mask_logits[:, None].float(), target[:, None])
 
-    def relevance_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
-        """Cross-entropy of what each visual token says of itself: does it show any of the queried lesion?"""
-        logits = output.relevance_logits.float()
-        side = math.isqrt(logits.shape[1])
-        shows = F.adaptive_max_pool2d(torch.stack(targets).to(self.device), side).flatten(1)
-        return F.binary_cross_entropy_with_logits(logits, shows)
+    def relevance_loss(self, output: Output, targets: list[Tensor], frames: list[Frame]) -> Tensor:
+        """Cross-entropy of what each visual token says of itself: does it show any of the queried lesion?
+
+        All images count the same, however many visual tokens they have.
+        """
+        logits, reasoner, shown = output.relevance_logits.float(), self.core_seg.reasoner, []
+        for target, frame in zip(targets, frames):
+            height, width = reasoner.part(frame, len(target))
+            seen = target[None, :height, :width].to(self.device)
+            shown.append(F.adaptive_max_pool2d(seen, reasoner.shape(frame)).flatten())
+        weights = [torch.full_like(row, logits.shape[1] / len(row)) for row in shown]
+        shows, weight = (pad_sequence(rows, batch_first=True) for rows in (shown, weights))
+        return F.binary_cross_entropy_with_logits(logits, shows, weight)
 
     def prompt_loss(self, output: Output, targets: list[Tensor]) -> Tensor:
         """Mean squared distance to the prompt of a box, over the rows that drew a mask where there is something."""

@@ -113,7 +113,7 @@ class AnswerDataset(Dataset):
         facts, boxes_norm = measure(sample.image, sample.mask), boxes_to_name(sample.mask, self.max_boxes)
         return {
             "pixels": pixels,
-            "features": self.cache.load(pixels) if self.cache else None,
+            "features": self.cache.load(pixels, frame) if self.cache else None,
             "target": soft_target(sample.mask, frame, self.mask_size),
             "query": sample.record.query,
             "answer": true_answer(sample.record, facts, boxes_norm, self.grid, rng, self.reasoning),

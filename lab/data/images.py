@@ -180,6 +180,11 @@ class Frame:
         """Height and width of the image within the square, in pixels; at least 1."""
         return max(1, round(self.height * self.scale)), max(1, round(self.width * self.scale))
 
+    def filled(self, side: int) -> tuple[int, int]:
+        """Height and width of the image in a square of so many cells a side; at least 1."""
+        height, width = (max(1, round(side * length / self.size)) for length in self.inner)
+        return height, width
+
     def image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to (size, size, 3) uint8."""
         return self._place(image, cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR)

@@ -94,7 +94,7 @@ class Skeleton(nn.Module):
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of an image."""
+        """Visual tokens of an image; with `ReasonerConfig.dynamic` the most, of a square one."""
         config, vision = self.vlm.config, self.vlm.config.vision_config
         if config.model_type == "qwen2_5_vl":
             return (self.image_size // (vision.patch_size * vision.spatial_merge_size)) ** 2

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
@@ -46,7 +47,9 @@ class Encoded(NamedTuple):
     embeddings: Tensor
     """(B, C, h, w) image embeddings of the segmenter."""
     features: Tensor
-    """(B, image_tokens, channels) features of the reasoner's vision tower."""
+    """(B, image_tokens, channels) features of the reasoner's vision tower, rows with fewer padded with zeros."""
+    shapes: Tensor
+    """(B, 2) rows and columns of visual tokens, see `Reasoner.shape`."""
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Output(NamedTuple):
     prompt_tokens: Tensor
     """(M, prompt_tokens, C), the adapter's prompts that drew the masks."""
     relevance_logits: Tensor
-    """(B, grid_tokens), whether the visual token shows some of what the query asks for."""
+    """(B, grid_tokens), whether the visual token shows some of what the query asks for; rows with fewer are padded."""
 
 
 @dataclass
@@ -152,7 +155,8 @@ class CoreSeg(nn.Module):
     def preprocessing(self) -> str:
         """What the encoders' outputs depend on beside their weights and the padded square."""
         segmenter, reasoner = self.config.segmenter, self.config.reasoner
-        return "" if self.one_backbone else f"{segmenter.pixel_range} {reasoner.image_size} {reasoner.dtype}"
+        dynamic = " dynamic" if reasoner.dynamic else ""
+        return "" if self.one_backbone else f"{segmenter.pixel_range} {reasoner.image_size} {reasoner.dtype}{dynamic}"
 
     def encoders(self) -> tuple[nn.Module, nn.Module]:
         """The segmenter's image encoder and the reasoner's vision tower."""
@@ -165,12 +169,18 @@ class CoreSeg(nn.Module):
             encoder.eval()
         return self
 
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Padded squares (B, S, S, 3) uint8 RGB through both encoders; where they share a backbone, it runs once."""
+    def encode(self, pixels: Tensor, frames: list[Frame]) -> Encoded:
+        """Padded squares (B, S, S, 3) uint8 RGB of images in these frames through both encoders; where they share a
+        backbone, it runs once."""
+        shapes = self.shapes(frames)
         if self.one_backbone:
             embeddings, stride_32 = self.segmenter.image_encoder.with_stride_32(normalise(pixels))
-            return Encoded(embeddings, stride_32.flatten(2).transpose(1, 2))
-        return Encoded(self.segmenter.encode(pixels), self.reasoner.encode(pixels))
+            return Encoded(embeddings, stride_32.flatten(2).transpose(1, 2), shapes)
+        return Encoded(self.segmenter.encode(pixels), self.reasoner.encode(pixels, frames), shapes)
+
+    def shapes(self, frames: list[Frame]) -> Tensor:
+        """(B, 2), as in `Encoded`."""
+        return torch.tensor([self.reasoner.shape(frame) for frame in frames], device=self.device)
 
     def see(self, encoded: Encoded) -> Tensor:
         """Visual tokens (B, image_tokens, D) for the language model."""
@@ -207,7 +217,8 @@ class CoreSeg(nn.Module):
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        hidden = self.reasoner(input_ids, mask, self.see(encoded), is_completion, hidden_from, self.queries)
+        visual, shapes = self.see(encoded), encoded.shapes
+        hidden = self.reasoner(input_ids, mask, visual, is_completion, hidden_from, self.queries, shapes)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
         rows = (is_seg.any(1) & (self.config.prompt != "boxes")).nonzero()[:, 0]
         states = hidden[rows, is_seg[rows].int().argmax(1)]  # (M, D)
@@ -216,7 +227,8 @@ class CoreSeg(nn.Module):
             states = (hidden[rows] * said).sum(1) / said.sum(1)
         if self.queries is not None:
             states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
-        visual_states = hidden[input_ids == self.reasoner.image_id].unflatten(0, (len(prompts), -1))
+        shows = input_ids == self.reasoner.image_id
+        visual_states = pad_sequence(hidden[shows].split(shows.sum(1).tolist()), batch_first=True)
         relevance = self.reasoner.relevance(visual_states[:, -self.reasoner.grid_tokens :].float())[..., 0]
         prompt_tokens = self.adapter(states.float())
         return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
@@ -239,7 +251,8 @@ class CoreSeg(nn.Module):
         """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for."""
         start = time.perf_counter()
         scene = self.open(images, queries)
-        completions = self.reasoner.generate(scene.prompts, self.see(scene.encoded), max_new_tokens, sampling)
+        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        completions = self.reasoner.generate(scene.prompts, visual, max_new_tokens, sampling, shapes)
         return self.conclude(scene, completions, start)
 
     @torch.no_grad()
@@ -267,8 +280,10 @@ class CoreSeg(nn.Module):
     def open(self, images: list[np.ndarray], queries: list[str]) -> Scene:
         """Encode images (H, W, 3) uint8 RGB and queries, one for each."""
         size = self.config.segmenter.image_size
+        frames = [Frame(*image.shape[:2], size) for image in images]
         pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
-        return Scene(images, queries, self.encode(pixels), [self.reasoner.prompt_ids(query) for query in queries])
+        prompts = [self.reasoner.prompt_ids(query, frame) for query, frame in zip(queries, frames)]
+        return Scene(images, queries, self.encode(pixels, frames), prompts)
 
     @torch.no_grad()
     def segment_text(self, scene: Scene, texts: list[str]) -> list[Prediction]:
@@ -279,13 +294,15 @@ class CoreSeg(nn.Module):
     def stream(self, scene: Scene, max_new_tokens: int = 200, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Yield the answer about one image so far, token by token; `segment_text` turns the last into a mask."""
         ids: list[int] = []
-        for step in self.reasoner.decode(scene.prompts, self.see(scene.encoded), 1, max_new_tokens, sampling):
+        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        for step in self.reasoner.decode(scene.prompts, visual, 1, max_new_tokens, sampling, shapes):
             ids.append(int(step.tokens))
             yield self.reasoner.decode_text(ids)
 
     def sample(self, scene: Scene, count: int, sampling: Sampling, max_new_tokens: int = 200) -> list[str]:
         """Several answers about one image; image and prompt are encoded once for all."""
-        steps = self.reasoner.decode(scene.prompts, self.see(scene.encoded), count, max_new_tokens, sampling)
+        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        steps = self.reasoner.decode(scene.prompts, visual, count, max_new_tokens, sampling, shapes)
         return [self.reasoner.decode_text(ids) for ids in collect(steps, 1, count)[0]]
 
     @torch.no_grad()

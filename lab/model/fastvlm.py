@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from lab.data.images import Frame
 from lab.model.reasoner import Reasoner
 
 
@@ -12,7 +13,7 @@ class FastVlmReasoner(Reasoner):
     def pixels_per_token(self) -> int:
         return self.tower.timm_model.feature_info[-1]["reduction"]
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, frames: list[Frame]) -> Tensor:
         images = self.scaled(self.resized(pixels, self.config.image_size))
         return self.tower(images).last_hidden_state.flatten(2).transpose(1, 2)
 

@@ -16,6 +16,7 @@ from transformers import (
     FastVlmForConditionalGeneration,
 )
 
+from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
@@ -41,6 +42,9 @@ class ReasonerConfig:
     image_size: int = 320
     """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32 (Qwen2.5-VL:
     28 x 28, FastVLM: 64 x 64; SmolVLM: 64 for each tile of 512 x 512, and 64 for the whole once more)."""
+    dynamic: bool = False
+    """Qwen2.5-VL: only what the image fills of the square is seen, its sides rounded to multiples of 28, so that a 2:1
+    image costs half of the visual tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a checkpoint's weights; LoRA, the row of `<seg>` and all else are float32 all the same. Leave float32 where
     the language model itself is trained, or is sharded."""
@@ -60,6 +64,8 @@ class Reasoner(nn.Module):
     one, and `lab.model.build.reasoner_for` says which class is behind a checkpoint."""
 
     image_token = IMAGE
+    any_shape = False
+    """Whether the tower sees images that are not square."""
 
     def __init__(self, config: ReasonerConfig, pretrained: bool = True) -> None:
         """
@@ -70,6 +76,8 @@ class Reasoner(nn.Module):
         super().__init__()
         self.config = config
         self.small = config.model == "small"
+        if config.dynamic and not self.any_shape:
+            raise LabError(f"reasoner.dynamic is for Qwen2.5-VL, not for '{config.model}'; set it to false")
         self.build(pretrained)
         if config.image_size % self.pixels_per_token:
             raise LabError(
@@ -124,10 +132,22 @@ class Reasoner(nn.Module):
         """Side of what one visual token shows."""
         return 32
 
-    @property
-    def visual_text(self) -> str:
+    def part(self, frame: Frame, side: int) -> tuple[int, int]:
+        """Height and width of what the visual tokens show of a padded square of so many cells a side: all of it, or
+        what the image fills."""
+        return frame.filled(side) if self.config.dynamic else (side, side)
+
+    def shape(self, frame: Frame) -> tuple[int, int]:
+        """Rows and columns of the visual tokens, which come in reading order (SmolVLM: of the whole, the last)."""
+        return self.part(frame, math.isqrt(self.grid_tokens))
+
+    def tokens_of(self, frame: Frame) -> int:
+        """How many visual tokens show an image."""
+        return self.image_tokens - self.grid_tokens + math.prod(self.shape(frame))
+
+    def visual_text(self, tokens: int) -> str:
         """What stands in the prompt in place of the image token."""
-        return self.image_token * self.image_tokens
+        return self.image_token * tokens
 
     def add_lora(self, rank: int) -> None:
         """Freeze the language model and train LoRA of this rank on its attention projections instead.
@@ -205,15 +225,20 @@ class Reasoner(nn.Module):
                 layer.unmerge()
                 weight.copy_(value)
 
-    def prompt_ids(self, query: str) -> list[int]:
+    def prompt_ids(self, query: str, frame: Frame | None = None) -> list[int]:
         """Chat prompt: the query, then the visual tokens, which in this order can look for what is asked.
 
         Angle brackets are dropped, so that a query cannot hold special tokens.
+
+        Args:
+            query: What is asked.
+            frame: Of the image; None is one that fills its square.
         """
+        tokens = self.tokens_of(frame) if frame else self.image_tokens
         content = [{"type": "text", "text": query.replace("<", " ").replace(">", " ")}, {"type": "image"}]
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer.encode(text.replace(self.image_token, self.visual_text), add_special_tokens=False)
+        return self.tokenizer.encode(text.replace(self.image_token, self.visual_text(tokens)), add_special_tokens=False)
 
     def completion_ids(self, text: str) -> list[int]:
         """An answer's tokens, with the end-of-sequence token."""
@@ -224,16 +249,17 @@ class Reasoner(nn.Module):
         ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Padded squares (B, S, S, 3) uint8 RGB to features of the vision tower (B, image_tokens, channels)."""
+    def encode(self, pixels: Tensor, frames: list[Frame]) -> Tensor:
+        """Padded squares (B, S, S, 3) uint8 RGB of images in these frames to features of the vision tower
+        (B, image_tokens, channels), rows that have fewer (`tokens_of`) padded with zeros."""
         return self.tower(normalise(pixels)).last_hidden_state.flatten(2).transpose(1, 2)
 
-    def resized(self, pixels: Tensor, side: int) -> Tensor:
-        """Squares (B, S, S, 3) uint8 to (B, 3, side, side) uint8."""
-        images = pixels.permute(0, 3, 1, 2)
-        if images.shape[-1] == side:
+    def resized(self, pixels: Tensor, height: int, width: int | None = None) -> Tensor:
+        """Images (B, H, W, 3) uint8 to (B, 3, height, width) uint8; without a width, squares."""
+        images, size = pixels.permute(0, 3, 1, 2), (height, width or height)
+        if images.shape[-2:] == size:
             return images
-        return F.interpolate(images.float(), side, mode="area").round().to(torch.uint8)
+        return F.interpolate(images.float(), size, mode="area").round().to(torch.uint8)
 
     def scaled(self, images: Tensor) -> Tensor:
         """uint8 images (..., 3, H, W) to what the checkpoint's image processor makes of them, in its dtype."""
@@ -271,6 +297,7 @@ class Reasoner(nn.Module):
         is_completion: Tensor,
         hidden_from: Tensor | None = None,
         queries: Tensor | None = None,
+        shapes: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of whole sequences.
 
@@ -282,6 +309,7 @@ class Reasoner(nn.Module):
             hidden_from: (B, T, T) bool, True where the token of the row must not attend to that of the column, beside
                 those that it cannot see anyway.
             queries: (Q, D), embeddings in place of those Q padding tokens of each row that the mask counts as real.
+            shapes: (B, 2), of the visual tokens of each row; None where they fill the square.
 
         Returns:
             (B, T, D).
@@ -297,11 +325,11 @@ class Reasoner(nn.Module):
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=seen,
-            position_ids=self.positions(input_ids, attention_mask),
+            position_ids=self.positions(input_ids, attention_mask, shapes),
             use_cache=False,
         ).last_hidden_state
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def positions(self, input_ids: Tensor, attention_mask: Tensor, shapes: Tensor | None = None) -> Tensor:
         """(B, T) positions that count real tokens only, so that padding on the left changes nothing."""
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -318,11 +346,12 @@ class Reasoner(nn.Module):
         itself = torch.eye(length, dtype=torch.bool, device=attention_mask.device)  # rows of padding see something
         return (before & (attention_mask == 1)[:, None, :] | itself)[:, None]
 
-    def prompt(self, prompts: list[list[int]], visual: Tensor) -> Prompt:
-        """Prompts of `prompt_ids` with their images' visual tokens (B, image_tokens, D), ready for decoding."""
+    def prompt(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> Prompt:
+        """Prompts of `prompt_ids` with their images' visual tokens (B, image_tokens, D), ready for decoding; shapes as
+        in `forward`."""
         input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
         sight = self.sight(mask, torch.zeros_like(mask))
-        return Prompt(self.embed(input_ids, visual), mask, self.positions(input_ids, mask), sight)
+        return Prompt(self.embed(input_ids, visual), mask, self.positions(input_ids, mask, shapes), sight)
 
     @property
     def forbidden(self) -> list[int]:
@@ -330,10 +359,16 @@ class Reasoner(nn.Module):
         return [self.image_id, self.pad_id]
 
     def decode(
-        self, prompts: list[list[int]], visual: Tensor, group_size: int, max_new_tokens: int, sampling: Sampling
+        self,
+        prompts: list[list[int]],
+        visual: Tensor,
+        group_size: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        shapes: Tensor | None = None,
     ) -> Iterator[Step]:
-        """`lab.model.decoding.decode` with this model."""
-        lm_head, prompt = self.model.lm_head, self.prompt(prompts, visual)
+        """`lab.model.decoding.decode` with this model; shapes as in `forward`."""
+        lm_head, prompt = self.model.lm_head, self.prompt(prompts, visual, shapes)
         with self.merged(), self.writing():
             yield from decode(
                 self.language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
@@ -344,10 +379,15 @@ class Reasoner(nn.Module):
         write_reasoner(folder, self.model.config, self.tokenizer, self.image_processor)
 
     def generate(
-        self, prompts: list[list[int]], visual: Tensor, max_new_tokens: int, sampling: Sampling = GREEDY
+        self,
+        prompts: list[list[int]],
+        visual: Tensor,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        shapes: Tensor | None = None,
     ) -> list[list[int]]:
-        """One completion a prompt, each up to and including its end-of-sequence token."""
-        groups = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling), len(prompts), 1)
+        """One completion a prompt, each up to and including its end-of-sequence token; shapes as in `forward`."""
+        groups = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling, shapes), len(prompts), 1)
         return [completion for (completion,) in groups]
 
 

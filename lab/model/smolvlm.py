@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lab.data.images import Frame
 from lab.model.reasoner import Reasoner, ReasonerConfig
 
 
@@ -30,18 +31,17 @@ class SmolVlmReasoner(Reasoner):
         """Side of a tile: sizes between whole numbers of tiles will not do."""
         return self.model.config.vision_config.image_size
 
-    @property
-    def visual_text(self) -> str:
+    def visual_text(self, tokens: int) -> str:
         """As Idefics3's processor writes it: tiles by row and column, then the whole."""
-        mark, tokens = "<fake_token_around_image>", self.image_token * self.grid_tokens
-        whole = f"{mark}<global-img>{tokens}{mark}"
+        mark, each = "<fake_token_around_image>", self.image_token * self.grid_tokens
+        whole = f"{mark}<global-img>{each}{mark}"
         if self.tiles == 1:
             return whole
         sides = range(1, self.tiles + 1)
-        rows = ["".join(f"{mark}<row_{row}_col_{column}>{tokens}" for column in sides) + "\n" for row in sides]
+        rows = ["".join(f"{mark}<row_{row}_col_{column}>{each}" for column in sides) + "\n" for row in sides]
         return "".join(rows) + "\n" + whole
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, frames: list[Frame]) -> Tensor:
         tile, number = self.pixels_per_token, len(pixels)
         views = self.resized(pixels, tile)[:, None]  # (B, 1, 3, tile, tile)
         if self.tiles > 1:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlamaConfig
 
+from lab.data.images import Frame
 from lab.model.pretrained import SEG, read_language, without_code, write_reasoner
 from lab.model.reasoner import Reasoner
 from lab.model.small import IMAGE, small_vision_config
@@ -36,9 +37,9 @@ class TextReasoner(Reasoner):
     def shares_tower(self) -> bool:
         return True
 
-    def prompt_ids(self, query: str) -> list[int]:
+    def prompt_ids(self, query: str, frame: Frame | None = None) -> list[int]:
         """As `Reasoner.prompt_ids`, for a chat template whose messages are plain text."""
-        content = query.replace("<", " ").replace(">", " ") + "\n" + self.visual_text
+        content = query.replace("<", " ").replace(">", " ") + "\n" + self.visual_text(self.image_tokens)
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -1,5 +1,6 @@
 """Without these a preset would stop at its first step on the GPUs that it was written for."""
 
+import json
 import os
 import shutil
 from functools import partial, wraps
@@ -10,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything import sam_model_registry
 
 from apps.cli import main
@@ -32,8 +34,18 @@ MODEL, DATA = "--model.init_args", "--data.init_args"
 
 @pytest.fixture(scope="module")
 def lesions(tmp_path_factory):
-    """Eight synthetic images that are asked about in two ways or more; the last two are for validation."""
-    return write_reason(tmp_path_factory.mktemp("lesions"), 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+    """Eight synthetic images that are asked about in two ways or more; the last two are for validation. One is cut to a
+    tall and one to a wide image, and so on."""
+    manifest = write_reason(tmp_path_factory.mktemp("lesions"), 8, seed=9, fractions=(0.75, 0.25, 0.0), size=64)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line["width"], line["height"] = ((64, 64), (32, 64), (64, 48))[int(line["group"][-1]) % 3]
+        for name in (line["image"], line["mask"]):
+            path = manifest.parent / name
+            pixels = np.asarray(Image.open(path))[: line["height"], : line["width"]]
+            Image.fromarray(pixels).save(path)
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return manifest
 
 
 @pytest.fixture
@@ -98,7 +110,8 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
 ):
     """SFT, GRPO, release, merge and a dry push; at the end the checkpoints that it began with are gone."""
     monkeypatch.chdir(tmp_path)
-    part = f'[{{"manifest": "{lesions}", "per_batch": 2, "queries_per_image": 2}}]'
+    images = 3 if name == "qwen" else 1
+    part = f'[{{"manifest": "{lesions}", "per_batch": {2 * images}, "queries_per_image": 2}}]'
     flags = [f"{DATA}.train={part}", f"{DATA}.val={lesions}", f"{DATA}.num_workers=0", f"{DATA}.steps_per_epoch=1"]
     flags += [f"{MODEL}.total_steps=1", "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"{MODEL}.warmup_steps=0"]
     flags += ["--trainer.check_val_every_n_epoch=9", f"{MODEL}.max_new_tokens=6", f"{MODEL}.views=1"]
@@ -107,6 +120,8 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     adapt = PromptAdapter.forward
     watched = lambda adapter, states: in_bfloat16.append(torch.is_autocast_enabled("cpu")) or adapt(adapter, states)  # noqa: E731
     monkeypatch.setattr(PromptAdapter, "forward", watched)
+    see, shapes = CoreSeg.see, []
+    monkeypatch.setattr(CoreSeg, "see", lambda model, encoded: shapes.append(encoded.shapes) or see(model, encoded))
     sft = [f"{core}.reasoner.model={REASONERS[name](tmp_path / 'vlm')}", f"{core}.adapter.slots=2"]
     sft += [
         f"{core}.reasoner.image_size={IMAGE_SIZES[name]}",
@@ -126,6 +141,8 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     more += ["--trainer.callbacks=[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 0}}]"]
     assert main(["fit", "-c", str(ROOT / f"configs/{preset}/grpo.yaml"), *flags, *more]) == 0
     assert len(in_bfloat16) >= 3 and all(in_bfloat16), "bf16 is not honoured"
+    of_both_stages = [len(rows.unique(dim=0)) for rows in shapes if len(rows) == 2 * images]
+    assert len(of_both_stages) == 2 and all((number > 1) == (name == "qwen") for number in of_both_stages)
     policy = f"runs/{preset}-grpo/checkpoints/last.ckpt"
     after = load_model(policy)
     loras = [p for n, p in after.named_parameters() if "lora_B" in n]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Idefics3Processor
 
+from lab.data.images import Frame
 from lab.errors import LabError
 from lab.grpo.policy import group_pass
 from lab.model.adapter import AdapterConfig
@@ -64,10 +65,10 @@ def test_greedy_decoding_equals_hugging_face_generate_from_pixels(name, models, 
     """HF's own, with its own image processor and positions, one prompt at a time (Qwen: test_qwen.py)."""
     model = models[name]
     reasoner, side = model.reasoner, IMAGE_SIZES[name]
-    pixels = torch.from_numpy(np.stack(images))
+    pixels, frames = torch.from_numpy(np.stack(images)), [Frame(128, 128, 128)] * 2
     with torch.no_grad():
         prompts = [reasoner.prompt_ids(query) for query in QUERIES]
-        ours = reasoner.generate(prompts, reasoner.see(reasoner.encode(pixels), None), 12)
+        ours = reasoner.generate(prompts, reasoner.see(reasoner.encode(pixels, frames), None), 12)
     for row, prompt in enumerate(prompts):
         image = reasoner.resized(pixels[[row]], side)[0]
         nested, given = ([image], {}) if name == "fastvlm" else ([[image]], {"do_image_splitting": side == 128})

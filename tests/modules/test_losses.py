@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lab.data.images import Frame
 from lab.model.core_seg import Output
 from modules.sft import Sft
 from tests.tiny_model import tiny_config
@@ -35,5 +36,5 @@ def test_relevance_is_learnt_where_the_mask_is(sft):
     target = torch.zeros(32, 32)
     target[0:3, 17:20] = 1  # upper right of the 2 x 2 visual tokens
     right = torch.tensor([[-9.0, 9.0, -9.0, -9.0]])
-    assert sft.relevance_loss(output(relevance=right), [target]) < 1e-3
-    assert sft.relevance_loss(output(relevance=right.flip(1)), [target]) > 1
+    assert sft.relevance_loss(output(relevance=right), [target], [Frame(64, 64, 64)]) < 1e-3
+    assert sft.relevance_loss(output(relevance=right.flip(1)), [target], [Frame(64, 64, 64)]) > 1
