@@ -143,6 +143,8 @@ def architecture(model: str) -> PreTrainedConfig:
     """
     if (Path(model) / "config.json").is_file():
         return read_config(model, REASONERS)
+    if model.endswith(".gguf"):
+        raise LabError(f"core-seg estimate knows models that see, not language models such as '{model}'; give another")
     if model not in PUBLISHED:
         raise LabError(
             f"reasoner.model '{model}' is neither a folder with a config.json nor one of {', '.join(PUBLISHED)}; "

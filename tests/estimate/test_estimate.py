@@ -98,7 +98,7 @@ def test_memory_of_stage_2_is_what_a_step_takes(lesions, tmp_path, monkeypatch):
     compare(job, found)
 
 
-@pytest.mark.parametrize("name", REASONERS)
+@pytest.mark.parametrize("name", [name for name in REASONERS if name != "llama"])
 def test_a_checkpoint_is_counted_as_it_is_trained(name, preset, tmp_path):
     """What is estimated is another model than what `fit` builds."""
     (tmp_path / "sam2").mkdir()
