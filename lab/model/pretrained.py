@@ -171,8 +171,7 @@ def read_reasoner(
             f"checkpoint '{model}' is incomplete: it needs config.json, preprocessor_config.json, tokenizer.json and "
             "model.safetensors; download it again"
         ) from None
-    if tokenizer.chat_template is None:
-        raise LabError(f"checkpoint '{model}' has no chat template (chat_template.jinja); give an instruct model")
+    check_chat(tokenizer, model)
     add_tokens(language, tokenizer, [SEG])
     return language, tokenizer, image_processor
 
@@ -206,10 +205,18 @@ def read_language(
             f"checkpoint '{model}' is incomplete: it needs config.json, tokenizer.json and model.safetensors, or is a "
             "GGUF file; download it again"
         ) from None
-    if tokenizer.chat_template is None:
-        raise LabError(f"checkpoint '{model}' has no chat template (chat_template.jinja); give an instruct model")
+    check_chat(tokenizer, model)
     add_tokens(language, tokenizer, tokens)
     return language, tokenizer
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """
+    Raises:
+        LabError: For a tokenizer that knows no chat.
+    """
+    if tokenizer.chat_template is None:
+        raise LabError(f"checkpoint '{model}' has no chat template (chat_template.jinja); give an instruct model")
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lab.errors import LabError
 from lab.model.base import base_of, same_weights, weights_digest
 from lab.model.build import segmenter_for
+from lab.model.card import card
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.segmenter import Segmenter, SegmenterConfig
 
@@ -24,50 +25,6 @@ REASONER, SEGMENTER = "reasoner", "segmenter"
 place of the path or hub id that the model once came from."""
 TEXT = (".json", ".jinja", ".txt")
 """What those folders hold."""
-HEADER = """\
----
-library_name: core-seg-lab
-pipeline_tag: image-segmentation
-license: cc-by-nc-sa-4.0
----
-# {title}
-
-**Research use only. Not a medical device.** It is wrong often enough to matter; see its evaluation.
-
-- Trained on: {data}
-- Terms: those of the strictest source of its training data: non-commercial, share alike.
-"""
-CARD = """
-A model of the CORE-Seg lab (after arXiv 2603.05911): it reasons, names boxes and segments the lesion that is asked for.
-
-```
-core-seg segment IMAGE --query "Locate and segment the polyp in this colon colonoscopy." --release DIR --out out/
-```
-
-- Input: one RGB image, padded to {size} px, and an English query of the form above.
-- Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`
-  with boxes on a grid of {grid} and the mask that the `<seg>` token prompts, or
-  `<think> reasoning </think><answer>No such lesion is found. The mask is empty.</answer>`
-- Limits: it knows the kinds of images that it was trained on, reads English alone, misses lesions of a few pixels, and
-  its reasoning is of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
-"""
-CORROBORATED = """\
-- Every answer is read again beside the mask that its draft drew: claims that the mask does not confirm are left out,
-  and the boxes are those of the mask (`corroborate`).
-"""
-SEGMENTER_CARD = """
-Stage 0 of the CORE-Seg lab (after arXiv 2603.05911): a small SAM that segments what is in a box, as MedSAM does; what
-stage 1 starts from (`--model.init_args.segmenter_checkpoint DIR`).
-
-- Input: one RGB image, padded to {size} px, and boxes. Output: their masks.
-- Limits: it knows the kinds of images that it was trained on, and fills the box that it is given, right or wrong.
-"""
-
-
-ADAPTER_CARD = """
-**This release holds what was trained alone.** With what it was trained from (reasoner: {reasoner}; segmenter:
-{segmenter}) it becomes whole, and can be used then: `core-seg merge DIR OUT --reasoner CHECKPOINT --segmenter WEIGHTS`.
-"""
 
 
 class ReleaseError(LabError):
@@ -111,13 +68,9 @@ def save_release(
         of_segmenter["weights"] = SEGMENTER
     elif segmenter.config.architecture != "small":
         of_segmenter["weights"] = None
-    card = HEADER.format(title=title, data=data)
     if isinstance(model, Segmenter):
         config = {"segmenter": config}
-        card += SEGMENTER_CARD.format(size=model.config.image_size)
     else:
-        card += CARD.format(size=model.config.segmenter.image_size, grid=model.config.reasoner.grid)
-        card += CORROBORATED if model.config.corroborate else ""
         if model.reasoner.small:
             model.reasoner.tokenizer.save_pretrained(folder / "tokenizer")
         else:
@@ -128,8 +81,7 @@ def save_release(
         source = {"reasoner": base.config.reasoner.model, "segmenter": base.config.segmenter.weights}
         source = {name: Path(of).name if of and Path(of).exists() else of for name, of in source.items()}
         config["base"] = source | {"sha256": weights_digest(left_out)}
-        card += ADAPTER_CARD.format(**source)
-    (folder / "README.md").write_text(card + "".join(map(results_table, evaluations or ())))
+    (folder / "README.md").write_text(card(model.config, title, data, config.get("base"), evaluations or ()))
     files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
     (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
 
@@ -146,18 +98,6 @@ def sha256(path: Path) -> str:
     """Of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def results_table(evaluation: dict) -> str:
-    """An evaluation by source, for a card."""
-    lines = [f"\n## On the {evaluation['split']} split of {evaluation['manifest']}\n"]
-    lines += ["| source | n | mDice (95 %) | failure rate | box F1 | faithful claims |", "|---|---|---|---|---|---|"]
-    for name, values in {"**all**": evaluation["overall"], **evaluation["by"]["source"]}.items():
-        low, high = values["mDice_ci"]
-        cells = [f"{values['mDice']:.3f} ({low:.3f} to {high:.3f})", f"{values['failure_rate']:.1%}"]
-        cells += ["" if (v := values.get(key)) is None else f"{v:.2f}" for key in ("box_f1", "faithfulness")]
-        lines.append(f"| {name} | {values['n']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def complete(folder: Path | str, reasoner: str, segmenter: str | None) -> CoreSeg:
