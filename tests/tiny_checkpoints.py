@@ -23,6 +23,7 @@ from transformers import (
     SmolVLMImageProcessor,
 )
 
+from lab.model.reasoner import Reasoner
 from lab.model.small import CHAT_TEMPLATE, SMALL_TOKENIZER
 
 TEXT = {
@@ -173,3 +174,17 @@ def sam2(folder: Path) -> str:
 
 
 REASONERS = {"qwen": qwen, "fastvlm": fastvlm, "idefics3": idefics3, "smolvlm": smolvlm, "llama": llama}
+
+
+def written(reasoner: Reasoner, prompt: list[int], tokens: int, **given: torch.Tensor) -> list[int]:
+    """What Hugging Face's own greedy `generate` writes behind a prompt."""
+    ids = reasoner.model.generate(
+        input_ids=torch.tensor([prompt]),
+        **given,
+        max_new_tokens=tokens,
+        do_sample=False,
+        suppress_tokens=reasoner.forbidden,
+        eos_token_id=reasoner.eos_id,
+        pad_token_id=reasoner.pad_id,
+    )
+    return ids[0, len(prompt) :].tolist()

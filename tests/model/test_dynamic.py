@@ -14,7 +14,7 @@ from lab.model.decoding import Sampling, collect, token_log_probs
 from lab.model.reasoner import ReasonerConfig
 from lab.model.segmenter import SegmenterConfig
 from modules.sft import Sft
-from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, qwen
+from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, qwen, written
 
 SIDE = 224
 """Of the square, in pixels, for the segmenter and the reasoner alike: nothing is resized; 8 x 8 visual tokens."""
@@ -63,17 +63,8 @@ def test_features_and_greedy_text_equal_hugging_faces_own(model, images, scene):
         torch.testing.assert_close(found[: len(features)], features, atol=1e-4, rtol=1e-4)
         assert not found[len(features) :].any()
         ids = torch.tensor([prompt])
-        theirs = reasoner.model.generate(
-            input_ids=ids,
-            mm_token_type_ids=(ids == reasoner.image_id).int(),
-            **seen,
-            max_new_tokens=12,
-            do_sample=False,
-            suppress_tokens=reasoner.forbidden,
-            eos_token_id=reasoner.eos_id,
-            pad_token_id=reasoner.pad_id,
-        )
-        assert ours[row] == theirs[0, len(prompt) :].tolist()[: len(ours[row])]
+        theirs = written(reasoner, prompt, 12, mm_token_type_ids=(ids == reasoner.image_id).int(), **seen)
+        assert ours[row] == theirs[: len(ours[row])]
         streamed = list(model.stream(model.open([image], [QUERIES[row]]), 12))
         assert streamed[-1] == reasoner.decode_text(ours[row])
     assert len({tuple(row) for row in ours}) == 3

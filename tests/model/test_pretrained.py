@@ -20,7 +20,7 @@ from lab.model.decoding import Sampling, collect, token_log_probs
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import ReleaseError, complete, load_release, save_release
 from lab.model.segmenter import SegmenterConfig
-from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, idefics3, qwen
+from tests.tiny_checkpoints import IMAGE_SIZES, REASONERS, idefics3, qwen, written
 
 QUERIES = ["Segment the cyst.", "Locate and segment the larger of the dark ones in this image."]
 ANSWER = "<think> dark </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
@@ -75,17 +75,9 @@ def test_greedy_decoding_equals_hugging_face_generate_from_pixels(name, models, 
         seen = reasoner.image_processor(nested, do_resize=False, return_tensors="pt", **given)
         if side == 128 and name != "fastvlm":  # the tiles are HF's, the whole is made smaller in our way
             seen.pixel_values[:, -1] = reasoner.scaled(reasoner.resized(pixels[[row]], 64))
-        theirs = reasoner.model.generate(
-            input_ids=torch.tensor([prompt]),
-            pixel_values=seen.pixel_values,
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=12,
-            do_sample=False,
-            suppress_tokens=reasoner.forbidden,
-            eos_token_id=reasoner.eos_id,
-            pad_token_id=reasoner.pad_id,
-        )
-        assert ours[row] == theirs[0, len(prompt) :].tolist()[: len(ours[row])]
+        ones = torch.ones(1, len(prompt), dtype=torch.long)
+        theirs = written(reasoner, prompt, 12, pixel_values=seen.pixel_values, attention_mask=ones)
+        assert ours[row] == theirs[: len(ours[row])]
     assert ours[0] != ours[1] and len(set(ours[0])) > 2
 
 
