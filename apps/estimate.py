@@ -16,7 +16,7 @@ ABOUT = """\
 What a configuration of stage 1 or 2 needs: parameters, memory on each GPU by part and strategy, tokens, FLOPs and time
 of a step, and what to change when it does not fit. Weights need not be there. Takes every flag of core-seg fit, such as
 --model.init_args.max_new_tokens 256."""
-NAMES = {"single": "one GPU", "ddp": "ddp", "fsdp2": "fsdp2 (sharded)"}
+NAMES = {"single": "one GPU", "ddp": "ddp", "deepspeed": "deepspeed (ZeRO 1)", "fsdp2": "fsdp2 (sharded)"}
 
 
 def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
@@ -46,7 +46,7 @@ def run_estimate(arguments: list[str]) -> None:
         print(line)
     if best(found):
         return
-    tried = min(found[-2:], key=lambda each: each.memory.peak) if machine.world > 1 else found[0]
+    tried = min(found[1:], key=lambda each: each.memory.peak) if machine.world > 1 else found[0]
     print(f"\nIt does not fit on {machine}. One change after the other, with {NAMES[tried.strategy]}:")
     steps = list(advise(tried, job))
     for change, then in steps:

@@ -1,9 +1,12 @@
-"""What `--trainer.strategy` may be on several processes: `ddp` or `fsdp2`."""
+"""What `--trainer.strategy` may be on several processes: `ddp`, `fsdp2` or `deepspeed`."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -12,7 +15,11 @@ from torch.optim import Optimizer
 
 from lab.errors import LabError
 
-NAMES = ("auto", "ddp", "fsdp2")
+NAMES = ("auto", "ddp", "fsdp2", "deepspeed")
+DEEPSPEED = "deepspeed==0.19.8"
+"""What it was tested with; requirements.txt leaves it out."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 
 
 class Replicated(DDPStrategy):
@@ -67,6 +74,77 @@ class Sharded(ModelParallelStrategy):
             optimizer.load_state_dict(state | {"state": values})
 
 
+class ZeroOptimizer(Replicated):
+    """`deepspeed`: as `ddp`, but each process keeps its part of AdamW's state, and updates that part of the weights, by
+    DeepSpeed's ZeRO stage 1.
+
+    Lightning's own works on CUDA alone, averages gradients in each backward pass and writes a folder a checkpoint; here
+    gradients are summed as under `ddp`, and a checkpoint is that of one process to the letter. One thing is otherwise:
+    a parameter without a gradient counts as one whose gradient is zero, which weight decay and momentum still move.
+    """
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        if not self.optimizers:
+            return
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        (optimizer,) = self.optimizers
+        self.groups = [list(group["params"]) for group in optimizer.param_groups]
+        # it sees what is trained alone: frozen weights may be of another type
+        trained = nn.ParameterList(parameter for group in self.groups for parameter in group)
+        for parameter in trained:
+            parameter.data = parameter.data.contiguous()  # as it is sent; convolutions have their channels last
+        zero = {"stage": 1, "contiguous_gradients": False, "overlap_comm": False}
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+        engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        self.zero = engine.optimizer
+        for flat in optimizer.param_groups:  # before the first step, after which DeepSpeed looks for it in one group alone
+            part = flat["params"][0]
+            optimizer.state[part] = {name: torch.zeros_like(part) for name in MOMENTS} | {"step": torch.zeros(())}
+        self.zero._lazy_init_hp_params_optimizer_state()
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        """Gradients as under `ddp`, of which each process takes its part."""
+        result = self.precision_plugin._wrap_closure(model or self.lightning_module, optimizer, closure)
+        self.zero.reduce_gradients()  # the mean of what is the same on all
+        self.zero.step()
+        for group in self.groups:
+            for parameter in group:
+                parameter.grad = None
+        return result
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """That of AdamW on one process; all processes must call."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state, place = {"state": {}, "param_groups": []}, 0
+        for group, flat in zip(self.groups, optimizer.param_groups):
+            state["param_groups"].append(flat | {"params": list(range(place, place + len(group)))})
+            step = optimizer.state[flat["params"][0]]["step"]
+            for place, parameter in enumerate(group, start=place):
+                moments = {name: safe_get_full_optimizer_state(parameter, name).cpu() for name in MOMENTS}
+                state["state"][place] = {"step": step.clone().cpu(), **moments}
+            place += 1
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        (optimizer,), (state,) = self.optimizers, checkpoint["optimizer_states"]
+        for group, flat, saved in zip(self.groups, optimizer.param_groups, state["param_groups"]):
+            flat |= {name: value for name, value in saved.items() if name != "params"}
+            kept = [(state["state"][place], p) for place, p in zip(saved["params"], group) if place in state["state"]]
+            for values, parameter in kept:
+                for name in MOMENTS:
+                    safe_set_full_optimizer_state(parameter, values[name].to(parameter.device), name)
+            if kept:  # one count for all of a group; a parameter without a gradient has a lower one in one process
+                optimizer.state[flat["params"][0]]["step"] = max(values["step"] for values, _ in kept).clone()
+
+
 def as_sharded(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """What an optimiser keeps of a parameter, spread as the parameter is; its count of steps stays as it is."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
@@ -75,9 +153,10 @@ def as_sharded(value: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def register() -> None:
-    """Give the two their names on the command line."""
+    """Give them their names on the command line."""
     StrategyRegistry.register("ddp", Replicated, "the whole model on every process", override=True)
     StrategyRegistry.register("fsdp2", Sharded, "the language model's layers spread over all processes", override=True)
+    StrategyRegistry.register("deepspeed", ZeroOptimizer, "AdamW's state spread over all processes", override=True)
 
 
 def check_strategy(name: object) -> None:
@@ -87,7 +166,9 @@ def check_strategy(name: object) -> None:
         name: What was given as `--trainer.strategy`.
 
     Raises:
-        LabError: Naming those that there are.
+        LabError: Naming those that there are, or what is to be installed.
     """
     if name not in NAMES:
         raise LabError(f"--trainer.strategy {name} is not supported; take one of {', '.join(NAMES)}")
+    if name == "deepspeed" and not find_spec("deepspeed"):
+        raise LabError(f"--trainer.strategy deepspeed needs DeepSpeed; pip install {DEEPSPEED}, or take fsdp2")

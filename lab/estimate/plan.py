@@ -17,7 +17,7 @@ from lab.estimate.phases import Phases, trace_phases
 from lab.estimate.skeleton import Skeleton
 
 GIB = 2**30
-Strategy = Literal["single", "ddp", "fsdp2"]
+Strategy = Literal["single", "ddp", "deepspeed", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 USABLE = 0.92
 """Share of a GPU's memory that tensors can fill; the CUDA context, NCCL and fragmentation take the rest."""
@@ -31,7 +31,7 @@ class Memory:
     """Of all but SAM; under `fsdp2` a share of the language model's layers, and the layer that is at work."""
     gradients: float
     optimiser: float
-    """AdamW's two moments."""
+    """AdamW's two moments; under `deepspeed` a share of them and of a copy of the weights that are trained."""
     sam: float
     """SAM's weights."""
     phases: dict[str, float]
@@ -103,13 +103,14 @@ class Estimate:
             weights += 2 * s["layer"] - s["layers"] * elsewhere
             trained -= s["trained_layers"] * elsewhere
             fetched = s["layers"] * elsewhere - 2 * s["layer"]  # to sample and to validate, the whole model
+        optimiser = 3 * trained / self.machine.world if self.strategy == "deepspeed" else 2 * trained
         extra = {
             "encoding images": phases.encoding.peak,
             "sampling": phases.sampling.peak + fetched,
             "learning": phases.learning.peak + trained,
             "the optimiser's step": 2 * trained,  # AdamW over all tensors at once, or the sum over processes
         }
-        return Memory(weights, trained, 2 * trained, s["sam"], extra)
+        return Memory(weights, trained, optimiser, s["sam"], extra)
 
     @property
     def fits(self) -> bool:
@@ -137,6 +138,8 @@ class Estimate:
             parts["communication"] = fetches * self.traced.sizes["layers"] / self.machine.link
         elif self.strategy == "ddp":
             parts["communication"] = 2 * self.traced.sizes["trained"] / self.machine.link
+        elif self.strategy == "deepspeed":  # gradients are summed, averaged by DeepSpeed, and the weights fetched
+            parts["communication"] = 5 * self.traced.sizes["trained"] / self.machine.link
         return parts
 
 
@@ -146,8 +149,8 @@ def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
     Args:
         job: With the batch of all processes.
         machine: Whose GPUs share the batch; with `single` one of them has all of it.
-        strategy: `single`, `ddp` (all of everything on each GPU) or `fsdp2` (the language model's layers spread, for
-            which all weights are float32).
+        strategy: `single`, `ddp` (all of everything on each GPU), `deepspeed` (AdamW's state spread) or `fsdp2` (the
+            language model's layers spread, for which all weights are float32).
     """
     if strategy != "single":
         job = job.share(machine.world)

@@ -179,13 +179,14 @@ def test_gradient_checkpointing_and_halves_save_what_they_should(preset):
 
 
 def test_shards_add_up_and_a_share_is_a_part_of_the_batch(preset):
-    one, ddp, fsdp2 = estimates(preset(), Machine(1, 4, 80))
+    one, ddp, deepspeed, fsdp2 = estimates(preset(), Machine(1, 4, 80))
     assert one.job.records == 6 and ddp.job.records == fsdp2.job.records == 2
     assert ddp.memory.weights == one.memory.weights
     layers, layer = one.traced.sizes["layers"], one.traced.sizes["layer"]
     assert fsdp2.memory.weights == pytest.approx(one.memory.weights - layers * 3 / 4 + 2 * layer)
     assert fsdp2.memory.optimiser < ddp.memory.optimiser == 2 * ddp.memory.gradients
-    assert best([one, ddp, fsdp2]).strategy == "ddp"  # both fit, and it fetches nothing
+    assert deepspeed.memory.optimiser == 3 / 4 * ddp.memory.gradients and deepspeed.memory.weights == ddp.memory.weights
+    assert best([one, ddp, deepspeed, fsdp2]).strategy == "ddp"  # both fit, and it fetches nothing
 
 
 def test_advice_ends_where_it_fits(preset):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +80,30 @@ def alone(lesions, start, tmp_path_factory):
     os.chdir(folder)
     for stage in ("sft", "grpo"):
         assert main(flags(stage, lesions, start, f"{stage}-alone")) == 0
+    if find_spec("deepspeed"):
+        assert main(flags("sft", lesions, start, "sft-alone-deepspeed", *needs("deepspeed"))) == 0
     os.chdir(before)
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def needs(strategy: str) -> list[str]:
+    """Flags with which every parameter has a gradient in every step of stage 1, without which ZeRO does otherwise."""
+    if strategy != "deepspeed":
+        return []
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed; .ci/run installs it", exc_type=ImportError)
+    return [f"{MODEL}.decoder_after=0", f"{MODEL}.own_text_after=9"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
     """Losses, rewards and every other metric; weights; what is sampled; and the checkpoint is a model like any other.
 
     Some steps learn from sampled text, of another length on each process; five records are validated on by two."""
+    more = needs(strategy) if stage == "sft" else []
     os.chdir(alone)
-    one, two = f"{stage}-alone", f"{stage}-{strategy}"
-    codes, printed = Ranks(flags(stage, lesions, start, two, f"--trainer.strategy={strategy}", *TWO)).wait()
+    one, two = f"{stage}-alone-{strategy}" if more else f"{stage}-alone", f"{stage}-{strategy}"
+    codes, printed = Ranks(flags(stage, lesions, start, two, f"--trainer.strategy={strategy}", *TWO, *more)).wait()
     assert codes == [0, 0], printed
     assert len(metrics(one)) == len(metrics(two)) > 4
     gaps = []
@@ -111,7 +123,7 @@ def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
     assert apart < 2e-4 < 5e-4 < moved
     load_model(f"runs/{two}/checkpoints/last.ckpt")
     if stage == "sft":
-        assert any(line.get("train/own_seg_loss") for line in metrics(one)), "no mask was learnt from own text"
+        assert more or any(line.get("train/own_seg_loss") for line in metrics(one)), "no mask was learnt from own text"
         return
     assert any(line.get("train/seg_loss") for line in metrics(one)), "no mask was learnt from"
     files = [sorted(path.name for path in Path(f"runs/{run}/rollouts").iterdir()) for run in (one, two)]
@@ -121,19 +133,24 @@ def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
         assert left.completion.tolist() == right.completion.tolist() and left.id.tolist() == right.id.tolist()
 
 
-def test_a_sharded_run_goes_on_sharded_or_in_one_process(lesions, start, alone, capsys):
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
+def test_a_sharded_run_goes_on_sharded_or_in_one_process(strategy, lesions, start, alone):
     """Else a checkpoint of many GPUs would be of no use on fewer, or lose what the optimiser knew."""
+    more = needs(strategy)
     os.chdir(alone)
-    sharded = flags("sft", lesions, start, "cut", "--trainer.strategy=fsdp2", *TWO)
-    assert Ranks([*sharded, "--trainer.max_steps=2"]).wait()[0] == [0, 0]
-    shutil.copytree("runs/cut", "runs/fewer")
-    assert Ranks([*sharded, "--ckpt_path=last"]).wait()[0] == [0, 0]
-    assert main(flags("sft", lesions, start, "fewer", "--ckpt_path=last")) == 0
-    for run in ("cut", "fewer"):
-        assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics("sft-alone")]
-        for left, right in zip(metrics("sft-alone"), metrics(run)):
+    whole, cut, fewer = f"sft-alone-{strategy}" if more else "sft-alone", f"cut-{strategy}", f"fewer-{strategy}"
+    sharded = flags("sft", lesions, start, cut, f"--trainer.strategy={strategy}", *TWO, *more)
+    codes, printed = Ranks([*sharded, "--trainer.max_steps=2"]).wait()
+    assert codes == [0, 0], printed
+    shutil.copytree(f"runs/{cut}", f"runs/{fewer}")
+    codes, printed = Ranks([*sharded, "--ckpt_path=last"]).wait()
+    assert codes == [0, 0], printed
+    assert main(flags("sft", lesions, start, fewer, "--ckpt_path=last", *more)) == 0
+    for run in (cut, fewer):
+        assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
+        for left, right in zip(metrics(whole), metrics(run)):
             assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
-        left, right = checkpoint("sft-alone"), checkpoint(run)
+        left, right = checkpoint(whole), checkpoint(run)
         for name, value in left["state_dict"].items():
             torch.testing.assert_close(value, right["state_dict"][name], atol=2e-4, rtol=0, msg=name)
 
@@ -149,9 +166,11 @@ def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "strategy, sentence", [("deepspeed", "take one of auto, ddp, fsdp2"), ("fsdp", "take one of auto, ddp, fsdp2")]
+    "strategy, sentence",
+    [("deepspeed", "pip install deepspeed==0.19.8, or take fsdp2"), ("fsdp", "take one of auto, ddp, fsdp2, deepspeed")],
 )
 def test_a_strategy_that_cannot_work_here_is_refused(strategy, sentence, lesions, start, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modules.strategies.find_spec", lambda name: None)
     assert main(flags("sft", lesions, start, "no", f"--trainer.strategy={strategy}")) == 2
     assert sentence in capsys.readouterr().err
