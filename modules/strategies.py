@@ -100,14 +100,14 @@ class ZeroOptimizer(Replicated):
         config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
         engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=config, dist_init_required=False)[0]
         self.zero = engine.optimizer
-        for flat in optimizer.param_groups:  # before the first step, after which DeepSpeed looks for it in one group alone
+        for (
+            flat
+        ) in optimizer.param_groups:  # before the first step, after which DeepSpeed looks for it in one group alone
             part = flat["params"][0]
             optimizer.state[part] = {name: torch.zeros_like(part) for name in MOMENTS} | {"step": torch.zeros(())}
         self.zero._lazy_init_hp_params_optimizer_state()
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Gradients as under `ddp`, of which each process takes its part."""
         result = self.precision_plugin._wrap_closure(model or self.lightning_module, optimizer, closure)
         self.zero.reduce_gradients()  # the mean of what is the same on all
@@ -121,14 +121,14 @@ class ZeroOptimizer(Replicated):
         """That of AdamW on one process; all processes must call."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        state, place = {"state": {}, "param_groups": []}, 0
+        state: dict[str, Any] = {"state": {}, "param_groups": []}
         for group, flat in zip(self.groups, optimizer.param_groups):
-            state["param_groups"].append(flat | {"params": list(range(place, place + len(group)))})
+            places = list(range(len(state["state"]), len(state["state"]) + len(group)))
+            state["param_groups"].append(flat | {"params": places})
             step = optimizer.state[flat["params"][0]]["step"]
-            for place, parameter in enumerate(group, start=place):
+            for place, parameter in zip(places, group):
                 moments = {name: safe_get_full_optimizer_state(parameter, name).cpu() for name in MOMENTS}
                 state["state"][place] = {"step": step.clone().cpu(), **moments}
-            place += 1
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

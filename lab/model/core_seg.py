@@ -19,8 +19,8 @@ from lab.model.adapter import AdapterConfig, adapter_for
 from lab.model.answer import Answer, mirrored, parse
 from lab.model.build import reasoner_for, segmenter_for
 from lab.model.corroboration import corroborated
-from lab.model.decoding import Sampling, collect
-from lab.model.reasoner import GREEDY, ReasonerConfig, pad
+from lab.model.decoding import Sampling, collect, pad
+from lab.model.reasoner import GREEDY, ReasonerConfig
 from lab.model.segmenter import SegmenterConfig, normalise
 
 

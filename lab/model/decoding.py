@@ -198,3 +198,14 @@ def truncate(log_probs: Tensor, sampling: Sampling) -> Tensor:
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
         log_probs = log_probs.masked_fill(cut, -torch.inf)
     return log_probs
+
+
+def pad(
+    rows: list[list[int]], value: int, left: bool = False, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token rows to ids (B, T) and attention mask (B, T)."""
+    length = max(map(len, rows))
+    fill = [[value] * (length - len(row)) for row in rows]
+    ids = [f + row if left else row + f for f, row in zip(fill, rows)]
+    mask = [[0] * len(f) + [1] * len(row) if left else [1] * len(row) + [0] * len(f) for f, row in zip(fill, rows)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

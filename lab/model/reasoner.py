@@ -18,7 +18,7 @@ from transformers import (
 
 from lab.data.images import Frame
 from lab.errors import LabError
-from lab.model.decoding import Prompt, Sampling, Step, collect, decode
+from lab.model.decoding import Prompt, Sampling, Step, collect, decode, pad
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
 from lab.model.seg_row import RowOfEmbedding, RowOfHead, settle_row, train_row
 from lab.model.segmenter import normalise
@@ -389,14 +389,3 @@ class Reasoner(nn.Module):
         """One completion a prompt, each up to and including its end-of-sequence token; shapes as in `forward`."""
         groups = collect(self.decode(prompts, visual, 1, max_new_tokens, sampling, shapes), len(prompts), 1)
         return [completion for (completion,) in groups]
-
-
-def pad(
-    rows: list[list[int]], value: int, left: bool = False, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Token rows to ids (B, T) and attention mask (B, T)."""
-    length = max(map(len, rows))
-    fill = [[value] * (length - len(row)) for row in rows]
-    ids = [f + row if left else row + f for f, row in zip(fill, rows)]
-    mask = [[0] * len(f) + [1] * len(row) if left else [1] * len(row) + [0] * len(f) for f, row in zip(fill, rows)]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

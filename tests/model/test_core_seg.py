@@ -9,7 +9,7 @@ import torch
 from lab.data.sample import lesion_boxes, without_specks
 from lab.model.answer import mirrored
 from lab.model.core_seg import CoreSeg
-from lab.model.reasoner import pad
+from lab.model.decoding import pad
 from lab.model.release import ReleaseError, load_model, load_release, load_segmenter, save_release
 from lab.model.segmenter import Segmenter
 from tests.tiny_model import tiny_config

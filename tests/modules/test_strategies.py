@@ -167,7 +167,10 @@ def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "strategy, sentence",
-    [("deepspeed", "pip install deepspeed==0.19.8, or take fsdp2"), ("fsdp", "take one of auto, ddp, fsdp2, deepspeed")],
+    [
+        ("deepspeed", "pip install deepspeed==0.19.8, or take fsdp2"),
+        ("fsdp", "take one of auto, ddp, fsdp2, deepspeed"),
+    ],
 )
 def test_a_strategy_that_cannot_work_here_is_refused(strategy, sentence, lesions, start, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
