@@ -146,7 +146,7 @@ def evaluate(
             raise LabError(f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it")
         gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
         summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
-        summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap)}
+        summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap, other.group)}
 
     def mask_of(record, query):
         sample = load_sample(record)

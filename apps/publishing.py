@@ -79,6 +79,7 @@ def merge(
     if not core_seg.config.reasoner.lora_rank:
         raise LabError(f"'{model}' has no LoRA to merge; share it with core-seg release")
     core_seg.reasoner.model.float()  # what LoRA adds is lost where weights are rounded before it is added
+    core_seg.reasoner.config.dtype = "float32"
     core_seg.reasoner.merge_lora()
     save_release(core_seg, folder, title, data)
     print(f"wrote {folder} (LoRA merged)")

@@ -69,7 +69,11 @@ class LabCLI(LightningCLI):
         callbacks = [RunKeeper(self.folder, resume_command(self.typed)), RunProgress(), PredictionFiles(self.folder)]
         callbacks += checkpoints(self.folder)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-        logger = [JsonlLogger(self.folder), TensorBoardLogger(self.folder, name="", version="tensorboard")]
+        if self.subcommand == "fit":
+            tensorboard = TensorBoardLogger(self.folder, name="", version="tensorboard")
+            logger = [JsonlLogger(self.folder / "metrics.jsonl"), tensorboard]
+        else:  # all that it logs is of step 0, and no point of the run's curves
+            logger = [JsonlLogger(self.folder / f"metrics_{self.subcommand}.jsonl")]
         return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
 
     def instantiate_classes(self) -> None:

@@ -3,9 +3,9 @@
     core-seg data leave-out LESIONS/manifest.jsonl busi
     python -m benchmarks.ood --manifest LESIONS/without-busi.jsonl --budget-minutes 45
 
-Stage 0, CORE-Seg (SFT) and the U-Net are trained from ImageNet's weights on the other sources alone, at a share of the
-steps of the releases, and tested on all images of the source. It goes on where it stopped when it is called again. One
-JSON a manifest: OUT/NAME.json.
+Stage 0, CORE-Seg (SFT) and the U-Net are trained from ImageNet's weights on the other sources and on synthetic lesions
+(of breast ultrasound, too) alone, at a share of the steps of the releases, and tested on all images of the source. It
+goes on where it stopped when it is called again. One JSON a manifest: OUT/NAME.json.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from apps.demo import say
-from benchmarks.table import Cell, evaluated, mean_dice, train, underscored
+from benchmarks.table import Cell, evaluated, mean_dice, run_folder, train, underscored
 from lab.evaluation.compare import compare
 
 STAGE_0 = Cell("stage 0", ("segmenter.yaml",), 0.4)
@@ -37,14 +37,15 @@ def main(
         out: Folder of the results.
     """
     end, name, found = time.monotonic() + 60 * budget_minutes, manifest.stem, {}
+    runs = run_folder("ood", quick, manifest)
 
     def minutes() -> float:
         return (end - time.monotonic()) / 60
 
-    start = train(STAGE_0, f"ood/{name}-stage0", manifest, {}, 0, quick, minutes())
+    start = train(STAGE_0, f"{runs}/{name}-stage0", manifest, {}, 0, quick, minutes())
     for row, cell in CELLS.items() if start else ():
         starts = {ARGUMENT[row]: start}
-        if checkpoint := train(cell, f"ood/{name}-{row}", manifest, starts, 0, quick, minutes()):
+        if checkpoint := train(cell, f"{runs}/{name}-{row}", manifest, starts, 0, quick, minutes()):
             found[row] = evaluated(checkpoint, manifest, limit, checkpoint.parents[1] / f"evaluation-{limit}")
     if len(found) < len(CELLS):
         say(f"the minutes are over before {name} is done; call again to go on")

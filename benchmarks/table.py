@@ -10,10 +10,12 @@ and one reasoner, releases both, and are then trained on the same records for th
 to reason, to write boxes and, by our relevance loss, where in the picture what is asked for is; it has had no gradient
 of a mask that was drawn, so that the ways to draw one are all new. What is not the same for all: text to box goes on
 with what the reasoner has been learning all along; rows without reasoning have to leave off what it has learnt; the
-U-Net has stage 0's encoder, which it alone trains, and 1,500 steps of its own; only rows with a stage 2 see data/fresh.
+U-Net has stage 0's encoder, which it alone trains, and 1,500 steps of its own; only rows with a stage 2 see data/fresh;
+groups of 4 and 16 are of as many steps as those of 8, so that half and twice as many answers are sampled.
 It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -63,11 +65,22 @@ class Shared:
     quick: float
     limit: int
 
+    @property
+    def runs(self) -> str:
+        """Folder below runs/ of what is trained so."""
+        return run_folder("table", self.quick, self.manifest, self.segmenter, self.language)
+
     def settings(self) -> dict:
         """As JSON, the manifest by its folder and name."""
         return asdict(self) | {
             name: "/".join(getattr(self, name).parts[-2:]) for name in ("manifest", "segmenter", "language")
         }
+
+
+def run_folder(name: str, quick: float, *places: Path) -> str:
+    """A folder for runs of these settings, so that none goes on, or is evaluated, as one of others."""
+    settings = json.dumps([quick, *(str(place.resolve()) for place in places)])
+    return f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
 def sft(title: str, *configs: str, rival: bool = False) -> Cell:
@@ -187,15 +200,18 @@ def trained(name: str, seed: int, shared: Shared, end: float) -> Path | None:
     if None in starts.values():
         return None
     minutes = (end - time.monotonic()) / 60
-    return train(cell, f"table/{name}-{seed}", shared.manifest, starts, seed, shared.quick, minutes)
+    return train(cell, f"{shared.runs}/{name}-{seed}", shared.manifest, starts, seed, shared.quick, minutes)
 
 
 def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
-    """An evaluation's summary, and the Dice of every image."""
+    """An evaluation's summary, and the Dice and the group of every image."""
     if not (folder / "evaluation.json").is_file():
         core_seg("evaluate", str(checkpoint), f"--manifest={manifest}", f"--limit={limit}", f"--out={folder}")
     cases = read_cases(folder)
-    return json.loads((folder / "evaluation.json").read_text()) | {"dice": dict(zip(cases.id, cases.dice.round(4)))}
+    return json.loads((folder / "evaluation.json").read_text()) | {
+        "dice": dict(zip(cases.id, cases.dice.round(4))),
+        "group": dict(zip(cases.id, cases.group)),
+    }
 
 
 def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
@@ -213,7 +229,9 @@ def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
                 continue
             dice = mean_dice(seeds)
             row = {"track": track, "cell": name, "title": CELLS[name].title, "seeds": len(seeds), "n": len(dice)}
-            row |= average([one["overall"] for one in seeds]) | {"mDice_ci": bootstrap_interval(dice.dice.to_numpy())}
+            row |= average([one["overall"] for one in seeds]) | {
+                "mDice_ci": bootstrap_interval(dice.dice.to_numpy(), dice.group)
+            }
             row["by"] = {
                 key: {
                     group: average([one["by"][key][group] for one in seeds])["mDice"] for group in seeds[0]["by"][key]
@@ -228,9 +246,10 @@ def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
 
 
 def mean_dice(seeds: list[dict]) -> pd.DataFrame:
-    """One row an image: Dice and failure as means over the seeds."""
+    """One row an image: its group, Dice and failure as means over the seeds."""
     dice = pd.DataFrame([one["dice"] for one in seeds]).T
-    return pd.DataFrame({"id": dice.index, "dice": dice.mean(axis=1), "failed": (dice == 0).mean(axis=1)})
+    means = {"dice": dice.mean(axis=1), "failed": (dice == 0).mean(axis=1)}
+    return pd.DataFrame({"id": dice.index, "group": dice.index.map(seeds[0]["group"]), **means})
 
 
 def average(figures: list[dict]) -> dict:

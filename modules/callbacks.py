@@ -20,14 +20,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class JsonlLogger(Logger):
-    """Appends every logged set of metrics to `metrics.jsonl`: step, time (seconds since 1970) and the values.
+    """Appends every logged set of metrics to a file: step, time (seconds since 1970) and the values.
 
     Lightning's CSVLogger starts its file anew when a run resumes; this one only drops what a resumed run does again.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = path
 
     @property
     def name(self) -> str:

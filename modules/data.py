@@ -55,7 +55,13 @@ class Lesions(L.LightningDataModule):
         parts = [(part, split_of(part.manifest, part.split)) for part in self.train]
         dataset: Dataset = self.trainer.lightning_module.training_data(ConcatDataset([records for _, records in parts]))
         inner_steps = self.trainer.lightning_module.hparams.get("inner_steps", 1)  # of the optimiser, for each batch
-        done = lambda: self.trainer.global_step // inner_steps  # noqa: E731
+        together = self.trainer.accumulate_grad_batches  # batches, for each step of the optimiser
+        if self.steps_per_epoch % together:
+            raise LabError(
+                f"steps_per_epoch {self.steps_per_epoch} is not a multiple of trainer.accumulate_grad_batches "
+                f"{together}; change one of them"
+            )
+        done = lambda: self.trainer.global_step * together // inner_steps  # noqa: E731
         rank, world = self.trainer.global_rank, self.trainer.world_size
         sampler = MixtureSampler(parts, self.steps_per_epoch, self.seed, done, rank, world)
         return self._loader(dataset, sampler=sampler)

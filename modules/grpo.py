@@ -1,6 +1,6 @@
 """Stage 2: RL-based reasoning exploration. GRPO on sampled completions, with DiceCE on their masks (CORE-Seg, 3.4)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,6 +94,12 @@ class Group:
     def tokens(self) -> int:
         return sum(map(len, self.completions))
 
+    def idle(self) -> "Group":
+        """One like it that counts for nothing: for a process with fewer groups than another, which on a sharded model
+        has to make as many passes."""
+        shares = {"token_share": 0.0, "policy_share": 0.0, "seg_share": 0.0}
+        return replace(self, teaches=False, advantages=torch.zeros(len(self.texts)), **shares)
+
 
 class Grpo(ReasoningModule):
     """Sample a group of completions an image, score each, and make the better ones likelier.
@@ -179,15 +185,17 @@ class Grpo(ReasoningModule):
     def training_step(self, batch: dict[str, list], batch_idx: int) -> None:
         h = self.hparams
         self.step, self.groups = self.global_step, self.sample(batch)
+        counts = gather([len(self.groups)])
+        idle = [self.groups[-1].idle() for _ in range(max(counts) - len(self.groups))] if is_sharded(self) else []
         if h.scale == "batch":  # no advantage is known before the last reward is
             with torch.no_grad():
-                for group in self.groups:
+                for group in [*self.groups, *idle]:
                     self.score(group, self.look(group)[1])
             advantages = group_advantages(torch.stack(gather([group.total for group in self.groups])), "batch")
-            for group, row in zip(self.groups, advantages[rank() * len(self.groups) :]):
+            for group, row in zip(self.groups, advantages[sum(counts[: rank()]) :]):
                 group.advantages = row
         for inner_step in range(h.inner_steps):
-            learnt = [self.learn(group) for group in self.groups]  # one graph in memory at a time, not B
+            learnt = [self.learn(group) for group in [*self.groups, *idle]]  # one graph in memory at a time, not B
             self.log_dict(totals({name: sum(part[name] for part in learnt) for name in learnt[0]}, self.device))
             if inner_step == 0:
                 self.log_groups()
@@ -199,6 +207,11 @@ class Grpo(ReasoningModule):
         encoded = self.encode(batch)
         visual = self.core_seg.see(encoded)
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
+        with torch.no_grad():  # nothing of a prompt is trained, and each inner step passes through it anew
+            opened = [
+                reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]])
+                for image in range(len(prompts))
+            ]
         seed = h.seed * 1_000_003 + self.global_step
         sampling = Sampling(h.temperature, h.top_p, h.top_k, seed, batch["draw"])
         with gathered(self):
@@ -212,7 +225,7 @@ class Grpo(ReasoningModule):
                 Group(
                     item={name: values[image] for name, values in batch.items()},
                     embedding=encoded.embeddings[[image]],
-                    prompt=reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]]),
+                    prompt=opened[image],
                     completions=completions,
                     texts=texts,
                     answers=answers,

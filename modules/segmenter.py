@@ -15,7 +15,7 @@ from lab.model.build import segmenter_for
 from lab.model.release import load_segmenter
 from lab.model.segmenter import SegmenterConfig
 from modules.optimisation import adamw_warmup_cosine
-from modules.parallel import totals
+from modules.parallel import shares, totals
 from modules.scored import ScoredModule, plain_arguments
 
 
@@ -81,7 +81,8 @@ class SegmenterModule(ScoredModule):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16_encoder):
             embeddings = self.segmenter.encode(batch["pixels"])
         mask_logits = self.segmenter.decode(embeddings.float(), self.segmenter.box_prompt(batch["boxes"]))
-        loss = self.loss(mask_logits[:, None], batch["target"][:, None]) / self.trainer.world_size
+        part = shares({"rows": len(batch["target"])}, self.device)
+        loss = part["rows"] * self.loss(mask_logits[:, None], batch["target"][:, None])
         self.log_dict(totals({"train/seg_loss": loss}, self.device), prog_bar=True)
         return loss
 

@@ -1,6 +1,9 @@
 """What `--trainer.strategy` may be on several processes: `ddp`, `fsdp2` or `deepspeed`."""
 
+import itertools
 import logging
+import os
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +83,8 @@ class ZeroOptimizer(Replicated):
 
     Lightning's own works on CUDA alone, averages gradients in each backward pass and writes a folder a checkpoint; here
     gradients are summed as under `ddp`, and a checkpoint is that of one process to the letter. One thing is otherwise:
-    a parameter without a gradient counts as one whose gradient is zero, which weight decay and momentum still move.
+    a parameter without a gradient, in a group of the optimiser where others have one, counts as one whose gradient is
+    zero, which weight decay and momentum still move.
     """
 
     def setup(self, trainer: Any) -> None:
@@ -90,6 +94,7 @@ class ZeroOptimizer(Replicated):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        os.environ["LOCAL_RANK"] = str(self.local_rank)  # DeepSpeed asks for it, and srun does not set it
         (optimizer,) = self.optimizers
         self.groups = [list(group["params"]) for group in optimizer.param_groups]
         # it sees what is trained alone: frozen weights may be of another type
@@ -98,8 +103,14 @@ class ZeroOptimizer(Replicated):
             parameter.data = parameter.data.contiguous()  # as it is sent; convolutions have their channels last
         zero = {"stage": 1, "contiguous_gradients": False, "overlap_comm": False}
         config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
-        engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=config, dist_init_required=False)[0]
-        self.zero = engine.optimizer
+        self.engine = deepspeed.initialize(
+            args=Namespace(device_rank=self.root_device.index or 0),
+            model=trained,
+            optimizer=optimizer,
+            config=config,
+            dist_init_required=False,
+        )[0]
+        self.zero = self.engine.optimizer
         for (
             flat
         ) in optimizer.param_groups:  # before the first step, after which DeepSpeed looks for it in one group alone
@@ -108,13 +119,23 @@ class ZeroOptimizer(Replicated):
         self.zero._lazy_init_hp_params_optimizer_state()
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        """Gradients as under `ddp`, of which each process takes its part."""
+        """Gradients as under `ddp`, of which each process takes its part.
+
+        Raises:
+            LabError: For gradients that are not finite, by which DeepSpeed would not step, and would not say so.
+        """
         result = self.precision_plugin._wrap_closure(model or self.lightning_module, optimizer, closure)
+        learns = [any(parameter.grad is not None for parameter in group) for group in self.groups]
+        if not any(learns):
+            return result
         self.zero.reduce_gradients()  # the mean of what is the same on all
+        step = type(self.zero)._optimizer_step
+        self.zero._optimizer_step = lambda place: step(self.zero, place) if learns[place] else None
         self.zero.step()
-        for group in self.groups:
-            for parameter in group:
-                parameter.grad = None
+        if self.zero.overflow:
+            raise LabError("gradients are not finite; go on from an earlier checkpoint with a lower learning rate")
+        for parameter in itertools.chain(*self.groups):
+            parameter.grad = None
         return result
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -171,4 +192,6 @@ def check_strategy(name: object) -> None:
     if name not in NAMES:
         raise LabError(f"--trainer.strategy {name} is not supported; take one of {', '.join(NAMES)}")
     if name == "deepspeed" and not find_spec("deepspeed"):
-        raise LabError(f"--trainer.strategy deepspeed needs DeepSpeed; pip install {DEEPSPEED}, or take fsdp2")
+        raise LabError(
+            f"--trainer.strategy deepspeed needs DeepSpeed; pip install --no-build-isolation {DEEPSPEED}, or take fsdp2"
+        )

@@ -13,7 +13,7 @@ from lab.data.dataset import BoxPromptDataset
 from lab.data.sample import Record, Sample
 from lab.model.release import load_segmenter
 from modules.optimisation import adamw_warmup_cosine
-from modules.parallel import totals
+from modules.parallel import shares, totals
 from modules.scored import ScoredModule, plain_arguments
 
 
@@ -58,7 +58,8 @@ class UNetModule(ScoredModule):
         return BoxPromptDataset(records, size, size // 2, 0.0, 1.0, self.hparams.augmentation)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self.unet(batch["pixels"])[:, None], batch["target"][:, None]) / self.trainer.world_size
+        part = shares({"rows": len(batch["target"])}, self.device)
+        loss = part["rows"] * self.loss(self.unet(batch["pixels"])[:, None], batch["target"][:, None])
         self.log_dict(totals({"train/seg_loss": loss}, self.device), prog_bar=True)
         return loss
 

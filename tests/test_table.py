@@ -31,11 +31,16 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     found = json.loads((tmp_path / "out" / "table" / "table.json").read_text())
     assert [row["cell"] for row in found] == ["sft", "text-box"] and all(row["n"] == 3 for row in found)
     assert found[1]["gain_ci"][0] <= found[1]["gain"] <= found[1]["gain_ci"][1]
-    checkpoint = tmp_path / "runs" / "table" / "sft-0" / "checkpoints" / "last.ckpt"
+    (runs,) = (tmp_path / "runs").glob("table-*")
+    checkpoint = runs / "sft-0" / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
-    (tmp_path / "runs" / "table" / "text-box-0" / "checkpoints" / "last.ckpt").unlink()  # its JSON is enough
+    (runs / "text-box-0" / "checkpoints" / "last.ckpt").unlink()  # its JSON is enough
     table.main(manifest, 0, **settings)
     assert checkpoint.stat().st_mtime_ns == before and "minutes are over" not in capsys.readouterr().out
+    table.main(manifest, 0, **settings | {"quick": 0.004}, out=Path("out/other"))
+    assert "minutes are over before sft" in capsys.readouterr().out, (
+        "a run of other settings was taken for one of these"
+    )
     drawn = (tmp_path / "out" / "table" / "table.md").read_text()
     assert (
         "best of 1 of 5 baselines with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn
@@ -55,7 +60,7 @@ def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monke
     told = json.loads(Path("out/ood/manifest.json").read_text())
     assert told["sft"]["n"] == told["unet"]["n"] == 2 and "gain_ci" in told["sft over unet"]
     for part in ("stage0", "sft", "unet"):
-        config = Path(f"runs/ood/manifest-{part}/config_fit.yaml").read_text()
+        (config,) = (path.read_text() for path in Path("runs").glob(f"ood-*/manifest-{part}/config_fit.yaml"))
         assert "../shared" not in config and "releases/" not in config, "it starts from what has seen everything"
 
 

@@ -31,7 +31,7 @@ MAX_QUERY, MAX_ANSWER = 300, 4000
 """Characters."""
 KEPT_RESULTS = 64
 KEPT_PIXELS = 100_000_000
-"""Of the images of all results together; an answer's layers take about 20 bytes a pixel."""
+"""Of the images of all answers together; an answer's layers take about 20 bytes a pixel."""
 STREAM_SECONDS = 0.1
 """Between two looks at an answer that is written: sending one takes longer than writing a token."""
 PUBLIC_PIXELS = 16_000_000
@@ -87,9 +87,14 @@ class Results:
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._kept[key] = result
+        self.trim()
+        return key
+
+    def trim(self) -> None:
+        """Let go of the oldest; to be called when a result has grown."""
+        with self._lock:
             while len(self._kept) > KEPT_RESULTS or len(self._kept) > 1 and self._pixels() > KEPT_PIXELS:
                 self._kept.popitem(last=False)
-        return key
 
     def get(self, key: str | None) -> Result:
         with self._lock:
@@ -98,7 +103,8 @@ class Results:
             return self._kept[key]
 
     def _pixels(self) -> int:
-        return sum(result.image.shape[0] * result.image.shape[1] for result in self._kept.values())
+        sizes = [(result.image[..., 0].size, len(result.shown)) for result in self._kept.values()]
+        return sum(size * max(1, answers) for size, answers in sizes)
 
 
 def opened(path: str, public: bool) -> Scan:
@@ -223,6 +229,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write a query of 1 to {MAX_QUERY} characters.")
         if not 1 <= len(chosen or []) <= COLUMNS:
             raise gr.Error(f"Choose 1 to {COLUMNS} models.")
+        if not np.isfinite(temperature):
+            raise gr.Error("Choose a temperature of 0.1 to 2.")
         image, truth, facts = picked(path, record, place, centre, width), None, None
         if record and not path:
             truth = load_sample(library.record(record)).mask
@@ -250,9 +258,11 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             shown = shown_of(said, name, boxes, result, truth, facts)
             shown.prediction.seconds = time.perf_counter() - start
             result.shown[name], result.scenes[name] = shown, said.scene
+            results.trim()
             said, seen = column(shown, image)
             done |= {texts[number]: said, pictures[number]: seen, edited: shown.prediction.text}
-            yield done
+            yield begun | done
+            begun = {}
 
     def text_of(key: str, name: str | None) -> str:
         shown = results.get(key).shown.get(name or "")
@@ -265,6 +275,9 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error("Choose whose answer you edited.")
         if len(text) > MAX_ANSWER:
             raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
+        reasoner = library.model(name).reasoner
+        if bad := set(reasoner.completion_ids(text)) & set(reasoner.forbidden):
+            raise gr.Error(f"No answer holds {reasoner.tokenizer.convert_ids_to_tokens(min(bad))}; take it out.")
         before = result.shown[name]
         start = time.perf_counter()
         answer = asker.again(name, result.scenes[name], text)
@@ -282,6 +295,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         result = results.get(key)
         if name not in result.scenes:
             raise gr.Error("Choose a model that has answered.")
+        if not np.isfinite(temperature):
+            raise gr.Error("Choose a temperature of 0.1 to 2.")
         shown, sampling = result.shown[name], Sampling(max(0.05, temperature), seed=int(seed))
         cards = []
         for said in asker.several(name, result.scenes[name], int(count), sampling):

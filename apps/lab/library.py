@@ -51,10 +51,10 @@ class Library:
         folders = [self.releases] if (self.releases / "config.json").is_file() else sorted(self.releases.glob("*"))
         folders = [folder for folder in folders if (folder / "model.safetensors").is_file() and not is_stage_0(folder)]
         found = {folder.name: folder for folder in folders}
-        for run in self.run_folders().values():
+        for name, run in self.run_folders().items():
             for path in sorted((run / "checkpoints").glob("*.ckpt")):
                 if holds_core_seg(run):
-                    found[f"{run.name}/{path.stem}"] = path
+                    found[f"{name}/{path.stem}"] = path
         return dict(sorted(found.items(), key=lambda item: (item[1].suffix == ".ckpt", "sft" not in item[0], item[0])))
 
     def model(self, name: str) -> CoreSeg:

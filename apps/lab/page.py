@@ -1,8 +1,10 @@
 """The lab's page: its tabs, its looks, and the links that reopen a view."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio_client.utils import is_file_obj_with_meta, traverse
 
 from apps.lab import inspection, views
 from apps.lab.library import Library
@@ -14,16 +16,29 @@ QUEUE = 32
 """Visitors that may wait for the model."""
 KEPT_SECONDS = 3600
 """How long uploads and downloads stay on disk."""
+KEPT_SESSIONS = 64
+"""Of which gradio keeps what they were last shown, megabytes for each; those before must press Segment again."""
 
 
 class Page(gr.Blocks):
-    """Says what a visitor can mend, and nothing else of what went wrong."""
+    """Says what a visitor can mend, and nothing else of what went wrong; and fetches nothing."""
 
-    async def process_api(self, *args, **kwargs):
+    async def process_api(self, block_fn, inputs: list[Any], *args, **kwargs):
         try:
-            return await super().process_api(*args, **kwargs)
+            traverse(inputs, refuse_address, is_file_obj_with_meta)
+            return await super().process_api(block_fn, inputs, *args, **kwargs)
         except LabError as error:
             raise gr.Error(str(error)) from None
+
+
+def refuse_address(file: dict[str, Any]) -> None:
+    """gradio would download it whole, of whatever size, into memory.
+
+    Raises:
+        LabError: For a file that is not an upload but an address.
+    """
+    if "://" in file["path"]:
+        raise LabError("an address is not fetched; upload the file itself")
 
 
 def build(library: Library, public: bool = False) -> gr.Blocks:
@@ -96,6 +111,7 @@ def launch(library: Library, port: int, public: bool = False, block: bool = True
         head=f"<style>{(ASSETS / 'lab.css').read_text()}</style>",  # css= would be confined to .gradio-container
         js=(ASSETS / "lab.js").read_text().partition("\n")[2],
         max_file_size="10mb" if public else "2gb",
+        state_session_capacity=KEPT_SESSIONS,
     )
     print(f"Open {url} (Ctrl-C ends it)", flush=True)
     if block:

@@ -26,12 +26,14 @@ def assemble(out: Path, releases: list[Path]) -> int:
     Raises:
         LabError: For a folder that holds something, or a release that is none.
     """
-    from lab.model.release import load_model
+    from lab.model.release import load_model, release_files
 
     if out.exists() and any(path.name != ".git" for path in out.iterdir()):
         raise LabError(f"'{out}' is not empty; give a new folder, or an empty clone of the Space")
     if not releases:
         raise LabError("a Space needs at least one release; name folders that core-seg release wrote")
+    if len({release.resolve().name for release in releases}) < len(releases):
+        raise LabError("two releases have the same name; rename the folder of one")
     for release in releases:
         if load_model(release).config.reasoner.model != "small":
             raise LabError(f"release '{release}' is not of the tiny preset and too large for a CPU; give another")
@@ -46,6 +48,9 @@ def assemble(out: Path, releases: list[Path]) -> int:
         source, target = HERE.parent / "lab" / name, out / "apps" / "lab" / name
         shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
     for release in releases:
-        shutil.copytree(release, out / "releases" / release.resolve().name, ignore=ignore)
+        for name in release_files(release):
+            target = out / "releases" / release.resolve().name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(release / name, target)
     (out / ".gitattributes").write_text(LARGE)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and ".git" not in path.parts)

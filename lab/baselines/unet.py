@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
+from lab.data.sample import without_specks
 from lab.model.answer import Answer
 from lab.model.core_seg import Prediction
 from lab.model.release import module_from_checkpoint
@@ -67,11 +68,10 @@ class UNet(nn.Module):
         for image, row in zip(images, logits):
             frame = Frame(*image.shape[:2], size)
             probability = frame.logits_to_original(row[None])[0].sigmoid().float().cpu().numpy()
+            mask = without_specks(probability > 0.5)  # as CORE-Seg's
             seconds = (time.perf_counter() - start) / len(images)
             nothing, no_boxes = Answer(True, "", ""), np.zeros((0, 4), np.float32)
-            predictions.append(
-                Prediction("", nothing, no_boxes, probability > 0.5, probability, True, seconds, tokens=0)
-            )
+            predictions.append(Prediction("", nothing, no_boxes, mask, probability, True, seconds, tokens=0))
         return predictions
 
 

@@ -19,7 +19,8 @@ def read_cases(folder: Path) -> pd.DataFrame:
     path = folder / "cases.csv"
     if not path.is_file():
         raise LabError(f"'{path}' does not exist; give folders that core-seg evaluate wrote")
-    return pd.read_csv(path)
+    cases = pd.read_csv(path, converters={"id": str, "group": str})  # also where they look like numbers
+    return cases if "group" in cases else cases.assign(group=cases.id)  # of an evaluation before there were groups
 
 
 def compare(base: pd.DataFrame, others: list[pd.DataFrame]) -> dict:
@@ -31,8 +32,9 @@ def compare(base: pd.DataFrame, others: list[pd.DataFrame]) -> dict:
 
     Returns:
         `base` (mDice, failure_rate, n), `seeds` and `mean`, the images' mean over seeds: mDice, failure_rate, `gain`
-        (mean per-image difference of Dice), `gain_ci` (95 %, bootstrap over images), `failures_removed` (1 - failure
-        rate / base's; None when base never fails) and `p`, of Wilcoxon's signed-rank test (1 when all are equal).
+        (mean per-image difference of Dice), `gain_ci` (95 %, bootstrap over groups), `failures_removed` (1 - failure
+        rate / base's; None when base never fails) and `p`, of Wilcoxon's signed-rank test on the groups' mean gains (1
+        when all are equal).
 
     Raises:
         LabError: When the images are not the same.
@@ -52,13 +54,14 @@ def compare(base: pd.DataFrame, others: list[pd.DataFrame]) -> dict:
 
 def _against(base: pd.DataFrame, dice: np.ndarray, failed: np.ndarray) -> dict:
     gain = dice - base.dice.to_numpy(float)
+    of_groups = pd.Series(gain).groupby(base.group.to_numpy()).mean()
     return {
         "mDice": _rounded(dice),
         "failure_rate": _rounded(failed),
         "gain": _rounded(gain),
-        "gain_ci": bootstrap_interval(gain),
+        "gain_ci": bootstrap_interval(gain, base.group),
         "failures_removed": round(1 - failed.mean() / base.failed.mean(), 3) if base.failed.any() else None,
-        "p": float(f"{wilcoxon(gain).pvalue:.2g}") if gain.any() else 1.0,
+        "p": float(f"{wilcoxon(of_groups).pvalue:.2g}") if of_groups.any() else 1.0,
     }
 
 

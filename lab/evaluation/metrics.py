@@ -1,5 +1,7 @@
 """Per-image scores of masks and boxes, and their summary with intervals; docs/metrics.md says what each is for."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -92,10 +94,22 @@ def box_f1(predicted: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> 
     return 2 * hits / (len(predicted) + len(truth))
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
-    """95 % percentile interval of the mean of per-image values (n,), by resampling images."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+def bootstrap_interval(values: np.ndarray, groups: Sequence | None = None, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean of per-image values (n,), by resampling groups: images of one patient or
+    video are like each other.
+
+    Args:
+        values: One an image.
+        groups: Of each image; None is a group for each. Of a single group the images are resampled: what is between
+            groups cannot be known.
+        seed: Of the resampling.
+    """
+    codes = np.arange(len(values)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    if codes.max() == 0:
+        codes = np.arange(len(values))
+    sums, counts = np.bincount(codes, values), np.bincount(codes)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     return [round(float(bound), 4) for bound in np.percentile(means, [2.5, 97.5])]
 
 
@@ -103,9 +117,9 @@ def summarise(frame: pd.DataFrame) -> dict:
     """Overall, per source, modality and anatomy; rates in 0..1.
 
     Args:
-        frame: One row an image: `dice`, `failed`, `source`, `modality`, `anatomy`, those of `MEANS` that there are
-            and, where there is text, `box_f1`, `claims`, `claims_true`, `drafted`, `drafted_true`, `influence`. Box F1
-            is None where boxes were given, not named.
+        frame: One row an image: `dice`, `failed`, `group`, `source`, `modality`, `anatomy`, those of `MEANS` that there
+            are and, where there is text, `box_f1`, `claims`, `claims_true`, `drafted`, `drafted_true`, `influence`. Box
+            F1 is None where boxes were given, not named.
     """
     by = {
         key: {name: _summary(group) for name, group in frame.groupby(key)} for key in ("source", "modality", "anatomy")
@@ -116,7 +130,7 @@ def summarise(frame: pd.DataFrame) -> dict:
 def _summary(frame: pd.DataFrame) -> dict:
     summary = {
         "mDice": round(float(frame.dice.mean()), 4),
-        "mDice_ci": bootstrap_interval(frame.dice.to_numpy(float)),
+        "mDice_ci": bootstrap_interval(frame.dice.to_numpy(float), frame.group),
         "failure_rate": round(float(frame.failed.mean()), 4),
         "box_f1": round(float(frame.box_f1.mean()), 4) if "box_f1" in frame else None,
     }
@@ -125,6 +139,8 @@ def _summary(frame: pd.DataFrame) -> dict:
         summary["faithfulness"] = round(float(frame.claims_true.sum() / max(1, frame.claims.sum())), 4)
         summary["claims_per_answer"] = round(float(frame.claims.mean()), 2)
         summary["draft_faithfulness"] = round(float(frame.drafted_true.sum() / max(1, frame.drafted.sum())), 4)
-    if "influence" in frame and (moved := frame.influence.dropna().to_numpy(float)).size:
-        summary |= {"influence": round(float(moved.mean()), 4), "influence_ci": bootstrap_interval(moved)}
-    return summary | {"n": len(frame)}
+    if "influence" in frame and len(moved := frame.dropna(subset="influence")):
+        interval = bootstrap_interval(moved.influence.to_numpy(float), moved.group)
+        summary |= {"influence": round(float(moved.influence.mean()), 4), "influence_ci": interval}
+        summary["influence_n"] = len(moved)
+    return summary | {"n": len(frame), "groups": frame.group.nunique()}

@@ -30,9 +30,9 @@ def evaluate(predict: Predict, records: list[Record], max_boxes: int, swapped: b
         batch_size: Images at once.
 
     Returns:
-        A frame with one row a record: `id`, `source`, `modality`, `anatomy`, `query`, `text`, `problem`, those of
-        `mask_scores`, `failed`, `calibration_error`, `box_f1`, `claims`, `claims_true`, the same of the draft
-        as `drafted` and `drafted_true`, and `seconds`.
+        A frame with one row a record: `id`, `group`, `source`, `modality`, `anatomy`, `query`, `text`, `problem`, those
+        of `mask_scores`, `failed`, `calibration_error`, `box_f1`, `claims`, `claims_true`, the same of the draft as
+        `drafted` and `drafted_true`, and `seconds`.
     """
     asked = partners(records) if swapped else [(record, record.query) for record in records]
     rows = []
@@ -78,7 +78,7 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
         **scores,
         "failed": scores["dice"] == 0,
         "calibration_error": calibration_error(prediction.probability, sample.mask),
-        "box_f1": box_f1(prediction.boxes, lesion_boxes(sample.mask, max_boxes)),
+        "box_f1": box_f1(prediction.boxes, lesion_boxes(sample.mask, max_boxes)) if prediction.has_mask else 0.0,
         "claims": len(checked),
         "claims_true": sum(checked.values()),
         "drafted": len(drafted),
@@ -99,4 +99,4 @@ def evaluate_boxes(segmenter: Segmenter, records: list[Record]) -> pd.DataFrame:
 
 def about(record: Record) -> dict:
     """The columns by which rows are grouped."""
-    return {name: getattr(record, name) for name in ("id", "source", "modality", "anatomy")}
+    return {name: getattr(record, name) for name in ("id", "group", "source", "modality", "anatomy")}

@@ -212,8 +212,9 @@ class Reasoner(nn.Module):
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Within, LoRA is part of the weights, which saves its work at every token; afterwards they are as before, to
-        the bit."""
+        the bit. Where the weights are bfloat16, which would round most of it away, it stays beside them."""
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float32]
         weights = [layer.get_base_layer().weight.data for layer in layers]
         before = [weight.clone() for weight in weights]
         for layer in layers:

@@ -50,15 +50,24 @@ def test_boxes_are_matched_one_to_one_for_the_largest_sum():
 def test_the_interval_covers_the_true_mean_about_95_times_in_100():
     covered = 0
     for seed in range(60):
-        low, high = bootstrap_interval(np.random.default_rng(seed).beta(2, 1, 80), seed)
+        low, high = bootstrap_interval(np.random.default_rng(seed).beta(2, 1, 80), seed=seed)
         covered += low <= 2 / 3 <= high
     assert 50 <= covered <= 60
+
+
+def test_of_groups_that_are_alike_within_the_interval_is_as_wide_as_of_one_image_each():
+    values = np.random.default_rng(0).beta(2, 1, 20)
+    wide, low = (
+        np.diff(bootstrap_interval(np.repeat(values, 9), groups)) for groups in (np.repeat(range(20), 9), None)
+    )
+    assert wide == pytest.approx(np.diff(bootstrap_interval(values)), rel=0.1) and wide > 2 * low
+    assert bootstrap_interval(values, [0] * 20) == bootstrap_interval(values), "of one group, over its images"
 
 
 def test_the_summary_is_a_mean_over_images_and_counts_every_failure():
     frame = pd.DataFrame(
         {"dice": [1.0, 0.0, 0.5], "iou": [1.0, 0.0, 1 / 3], "failed": [False, True, False]}
-        | {name: ["a", "a", "b"] for name in ("source", "modality", "anatomy")}
+        | {name: ["a", "a", "b"] for name in ("group", "source", "modality", "anatomy")}
         | {"box_f1": [1.0, 0.0, 0.5], "claims": [4, 0, 6], "claims_true": [4, 0, 1]}
         | {"drafted": [6, 0, 6], "drafted_true": [4, 0, 2]}
     )

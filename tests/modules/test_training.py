@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apps.cli import main
+from lab.data.mixture import MixtureSampler
 from lab.data.reason import write_reason
 from lab.model.release import load_model, load_segmenter, save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
@@ -69,11 +70,27 @@ def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypa
     for subcommand in ("validate", "test", "predict"):
         more = ["--ckpt_path=best", "--data.init_args.test_split=val"]
         assert main([subcommand, *flags_of_test[1:], *more]) == 0
+    assert [step for step, _ in metrics("whole")] == list(range(STEPS)), "a test is no point of the run's curves"
     predicted = Path("runs/whole/predictions/predictions.jsonl").read_text().splitlines()
     masks = [Path("runs/whole/predictions", json.loads(line)["mask"]) for line in predicted]
     assert predicted and all(mask.is_file() for mask in masks)
     load = load_segmenter if stage == "segmenter" else load_model
     load("runs/whole/checkpoints/best.ckpt")
+
+
+def test_batches_that_are_accumulated_count_as_seen(lesions, tmp_path, monkeypatch, capsys):
+    """Else each epoch would begin with what the last one showed, and the run not come to its end."""
+    monkeypatch.chdir(tmp_path)
+    batches, batch = [], MixtureSampler.batch
+    watched = lambda sampler, number: batches.append(number) or batch(sampler, number)  # noqa: E731
+    monkeypatch.setattr(MixtureSampler, "batch", watched)
+    more = ["--trainer.accumulate_grad_batches=2", "--model.init_args.own_text_after=9"]
+    assert main(flags("sft", lesions, "twice", *more, steps=2, per_epoch=4)) == 0
+    assert main(flags("sft", lesions, "twice", *more, "--ckpt_path=last", steps=3, per_epoch=4)) == 0
+    assert sorted(set(batches)) == list(range(max(batches) + 1)) and len(batches) == len(set(batches)) >= 6
+    assert torch.load("runs/twice/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert main(flags("sft", lesions, "odd", *more, per_epoch=3)) == 2
+    assert "not a multiple of trainer.accumulate_grad_batches 2" in capsys.readouterr().err
 
 
 def test_stage_1_killed_loses_only_the_steps_since_the_last_checkpoint(lesions, tmp_path, monkeypatch):

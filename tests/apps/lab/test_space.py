@@ -49,6 +49,7 @@ print("BUILT", *sys.modules, *(module.__file__ for name, module in sys.modules.i
 def releases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("releases")
     save_release(CoreSeg(tiny_config()), folder / "tiny-sft", "t", "nothing")
+    (folder / "tiny-sft" / "patient.png").write_bytes(b"")
     return folder
 
 
@@ -120,6 +121,7 @@ def test_nothing_goes_along_that_should_stay_at_home(space, tmp_path):
     assert {path.relative_to(space).parts[0] for path in files} == {
         *("app.py", "README.md", "requirements.txt", ".gitattributes", "apps", "lab", "releases")
     }
+    assert not list(space.rglob("patient.png"))
     code = [path for path in files if "releases" not in path.parts]
     assert {path.suffix for path in code if path.name != ".gitattributes"} <= {
         *(".py", ".md", ".txt", ".json", ".css", ".js")

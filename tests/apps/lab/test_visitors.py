@@ -8,11 +8,9 @@ import os
 import re
 import resource
 import struct
-import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import numpy as np
@@ -232,26 +230,24 @@ class TestAbuse:
             text = self.call(address, [given, None, "Segment.", models, False, 1.0, 0, 0, 0, 0])
             assert "event: error" in text and "root:" not in text
 
-    def test_nothing_is_fetched(self, address):
-        """An address instead of an upload: the lab must not open it."""
+    def test_nothing_is_fetched(self, address, monkeypatch):
+        """An address instead of an upload: the lab must not open it, nor hand it to gradio, which would."""
         visits = []
 
-        class Listener(BaseHTTPRequestHandler):
-            def do_GET(self):
-                visits.append(self.path)
-                self.send_error(404)
+        async def fetch(url, folder):
+            visits.append(url)
+            raise ValueError(url)
 
-            def log_message(self, *_):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Listener)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/a.png"
-        for given in ({"path": url}, {"path": "a.png", "url": url}):
+        monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+        url = "https://example.com/a.png"
+        config = httpx.get(f"{address}/config").json()
+        numbers = [n for n, function in enumerate(config["dependencies"]) if function["backend_fn"]]
+        for given in ({"path": url}, {"path": "HTTPS" + url[5:]}, {"path": "a.png", "url": url}):
             given |= {"meta": {"_type": "gradio.FileData"}}
             text = self.call(address, [given, None, "Segment.", ["tiny-sft"], False, 1.0, 0, 0, 0, 0])
             assert "event: error" in text
-        server.shutdown()
+            for number in numbers:
+                self.join(address, number, [given] * len(config["dependencies"][number]["inputs"]))
         assert not visits
 
     def test_every_function_survives_nonsense(self, address):
