@@ -27,7 +27,7 @@ core-seg segment IMAGE --query "Locate and segment the polyp in this colon colon
 
 - Input: one RGB image, padded to {size} px, and an English query of the form above.
 - Output: `<think> reasoning </think><answer>The LESION are located at [[x1,y1,x2,y2],...]. The mask is <seg>.</answer>`
-  with boxes on a grid of {grid} and the mask that the `<seg>` token prompts, or
+  with boxes on a grid of {grid} and the mask that {prompts}, or
   `<think> reasoning </think><answer>No such lesion is found. The mask is empty.</answer>`
 - Limits: it knows the kinds of images that it was trained on, reads English alone, misses lesions of a few pixels, and
   its reasoning is of measured words (location, size, contrast, margin, shape, count), not of medical knowledge.
@@ -67,7 +67,8 @@ def card(
     if isinstance(config, SegmenterConfig):
         text += SEGMENTER_CARD.format(size=config.image_size)
     else:
-        text += CARD.format(size=config.segmenter.image_size, grid=config.reasoner.grid)
+        prompts = "its boxes prompt" if config.prompt == "boxes" else "the `<seg>` token prompts"
+        text += CARD.format(size=config.segmenter.image_size, grid=config.reasoner.grid, prompts=prompts)
         text += CORROBORATED if config.corroborate else ""
     text += ADAPTER_CARD.format(**base) if base else ""
     return text + "".join(map(results_table, evaluations))
