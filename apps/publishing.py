@@ -32,7 +32,7 @@ def release(
     """
     from lab.errors import LabError
     from lab.model.base import base_of
-    from lab.model.release import load_any, save_release
+    from lab.model.release import REASONER, load_any, save_release
     from lab.model.segmenter import Segmenter
 
     model = load_any(checkpoint)
@@ -45,6 +45,12 @@ def release(
     if adapter:
         if checkpoint.suffix != ".ckpt" or isinstance(model, Segmenter) or not model.config.reasoner.lora_rank:
             raise LabError(f"'{checkpoint}' is no checkpoint of a model with LoRA, which --adapter is for; drop it")
+        place = Path(model.config.reasoner.model)
+        if place.name == REASONER and (place.parent / "model.safetensors").is_file():
+            raise LabError(
+                f"'{checkpoint}' started from the release '{place.parent}', not from a checkpoint that others can "
+                "complete an adapter with; drop --adapter"
+            )
         base = base_of(model.config, model.config.reasoner.model, model.config.segmenter.weights)
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
     save_release(model, folder, title, data, evaluations=found, base=base)

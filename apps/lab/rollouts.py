@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from apps.lab import views
-from apps.lab.library import Library
+from apps.lab.library import Library, read_config
 from lab.data.augment import view
 from lab.data.images import load_sample
 from lab.data.sample import Sample
@@ -53,14 +53,20 @@ def groups_of(rows: pd.DataFrame, sort: str, silent: bool) -> list[pd.DataFrame]
     return sorted(groups, key=order[sort]) if sort in order else groups
 
 
-def reward_bar(row: dict) -> str:
-    """The parts of a reward as one bar; a full bar is 5, what the default rewards can add up to."""
+def weights_of(run: Path) -> dict[str, float]:
+    """What each reward of a run counts for in the sum."""
+    config = read_config(run)
+    return {name: float(config.get(f"model.init_args.rewards.{name}", name != "faithful")) for name in COLOURS}
+
+
+def reward_bar(row: dict, weights: dict[str, float]) -> str:
+    """The parts of a reward as one bar, as they count; a full bar is 5, what the default rewards can add up to."""
     parts = {name.removeprefix("reward_"): value for name, value in row.items() if name.startswith("reward_")}
     words = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
     bars = "".join(
-        f'<i style="width:{max(0, value) * 20:.1f}%;background:{COLOURS.get(name, "#64748b")}"></i>'
+        f'<i style="width:{max(0, weights[name] * value) * 20:.1f}%;background:{COLOURS[name]}"></i>'
         for name, value in parts.items()
-        if name != "faithful"
+        if weights[name]
     )
     return f'<div class="bar" title="{words}">{bars}</div>'
 
@@ -78,12 +84,12 @@ def thumbnail(sample: Sample | None, mask: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def completion_card(row: dict, sample: Sample | None) -> str:
+def completion_card(row: dict, sample: Sample | None, weights: dict[str, float]) -> str:
     """HTML of one completion: mask, rewards, advantage, and its text to unfold."""
     kind = "good" if row["advantage"] > 0 else "poor" if row["advantage"] < 0 else ""
-    picture = views.data_uri(thumbnail(sample, read_mask(row)))
+    picture, bar = views.data_uri(thumbnail(sample, read_mask(row))), reward_bar(row, weights)
     return (
-        f'<div class="completion"><img src="{picture}" alt="mask of completion {row["slot"]}">{reward_bar(row)}'
+        f'<div class="completion"><img src="{picture}" alt="mask of completion {row["slot"]}">{bar}'
         f'reward {row["reward"]:.2f} <span class="{kind}">{row["advantage"]:+.2f}</span><br>Dice {row["dice"]:.3f}'
         f"<details><summary>text</summary>{views.reasoning(row['completion'])}</details></div>"
     )
@@ -110,14 +116,14 @@ def build(library: Library) -> gr.Dropdown:
         if name is None or step is None:
             return "<p>This run has no rollouts: only stage 2 writes them.</p>"
         run = library.run(name)
-        groups = groups_of(read_rollouts(run, "step", step), sort, silent)
+        groups, weights = groups_of(read_rollouts(run, "step", step), sort, silent), weights_of(run)
         if not groups:
             return "<p>No such group at this step: every one of them taught something.</p>"
         parts = []
         for group in groups:
             first = group.iloc[0]
             sample = sample_of(run, first)
-            cards = "".join(completion_card(row, sample) for row in group.to_dict("records"))
+            cards = "".join(completion_card(row, sample, weights) for row in group.to_dict("records"))
             parts.append(
                 f'<div class="group"><h4>{views.html.escape(first.query)} <small>{views.html.escape(first.id)}: mean '
                 f"reward {group.reward.mean():.2f}, spread {group.reward.std():.2f}</small></h4>"
@@ -126,7 +132,7 @@ def build(library: Library) -> gr.Dropdown:
         legend = " ".join(
             f'<span class="swatch" style="--c:{colour}">{name}</span>'
             for name, colour in COLOURS.items()
-            if name != "faithful"
+            if weights[name]
         )
         return f'<div class="legend">{legend}</div><div class="groups">{"".join(parts)}</div>'
 
@@ -140,7 +146,7 @@ def build(library: Library) -> gr.Dropdown:
         row = rows[rows.id == identity].to_dict("records")[0]
         sample, mask = sample_of(run, row), read_mask(row)
         numbers = " ".join(f"{k.removeprefix('reward_')} {v:.2f}" for k, v in row.items() if k.startswith("reward_"))
-        said = f"<h4>step {step}: Dice {row['dice']:.3f}</h4>{reward_bar(row)}<small>{numbers}</small>"
+        said = f"<h4>step {step}: Dice {row['dice']:.3f}</h4>{reward_bar(row, weights_of(run))}<small>{numbers}</small>"
         picture = (
             contoured(sample.image, sample.mask, mask) if sample else np.repeat(mask[..., None] * np.uint8(255), 3, 2)
         )

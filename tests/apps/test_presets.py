@@ -156,6 +156,11 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
         ["merge", "adapter", "again", *base],
     ):
         assert main(command) == 0
+    from_release = torch.load(policy, weights_only=True)
+    from_release["hyper_parameters"]["core_seg"]["reasoner"]["model"] = "release/reasoner"
+    torch.save(from_release, "from_release.ckpt")
+    assert main(["release", "from_release.ckpt", "no", "--adapter", "true"]) == 2
+    assert "started from the release 'release'" in capsys.readouterr().err
     image = [np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)]
     drawn = after.segment_text(after.open(image, ["Segment the cyst."]), [ANSWER])[0].probability
     for left in ("vlm", "sam2", "runs", "medsam.pth"):

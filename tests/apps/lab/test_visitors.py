@@ -268,6 +268,8 @@ class TestAbuse:
             client.predict("tiny-sft", 1.0, 0, 10_000, api_name="/sample")
         with pytest.raises(Exception, match="4000"):
             client.predict("tiny-sft", "x" * 4001, api_name="/segment_again")
+        with pytest.raises(Exception, match="No answer holds <image>"):
+            client.predict("tiny-sft", "<think> <image> </think>", api_name="/segment_again")
 
 
 def test_strangers_see_releases_only(public, lab, tmp_path):
@@ -297,6 +299,9 @@ def test_results_stay_within_a_bound():
     assert results.get(keys[-1]) and len(results._kept) == 4
     with pytest.raises(Exception, match="gone"):
         results.get(keys[0])
+    results.get(keys[-1]).shown = {"a": None, "b": None}  # what it holds grows with each answer
+    results.trim()
+    assert len(results._kept) == 3
 
 
 def resident() -> float:
