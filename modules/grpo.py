@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
@@ -309,7 +310,7 @@ class Grpo(ReasoningModule):
             if not group.answers[slot].says_empty:
                 group.masks[slot, :height, :width] = (logits[:height, :width] > 0).cpu()
         has_mask = torch.tensor([a.valid and (draws or a.says_empty) for a, draws in zip(group.answers, group.draws)])
-        true_boxes = [item["boxes_norm"]] * size
+        true_boxes = [np.asarray(item["boxes_norm"])] * size  # the loader makes tensors
         binary = weights.detect_kind == "binary"
         group.rewards = {
             "format": format_rewards(group.texts),

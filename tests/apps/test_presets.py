@@ -139,6 +139,7 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     answer_in_every_group(monkeypatch)
     more = [f"{MODEL}.inner_steps=2", f"{MODEL}.group_size=2", f"{MODEL}.lora_rank=2", f"{MODEL}.learning_rate=0.01"]
     more += ["--trainer.callbacks=[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 0}}]"]
+    more += [f"{MODEL}.rewards.detect_kind={'binary' if preset == 'smol' else 'matched'}"]
     assert main(["fit", "-c", str(ROOT / f"configs/{preset}/grpo.yaml"), *flags, *more]) == 0
     assert len(in_bfloat16) >= 3 and all(in_bfloat16), "bf16 is not honoured"
     of_both_stages = [len(rows.unique(dim=0)) for rows in shapes if len(rows) == 2 * images]
