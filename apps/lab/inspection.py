@@ -1,12 +1,8 @@
 """The Inspect tab: one image, two to four models side by side, and the mask again from an edited answer."""
 
 import json
-import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -18,20 +14,17 @@ import numpy as np
 from apps.lab import views
 from apps.lab.asking import Answer, Asker
 from apps.lab.library import Library
+from apps.lab.results import Result, Results
 from lab.data.facts import measure
 from lab.data.images import ImageError, image_size, load_sample
 from lab.data.scans import Scan, open_scan
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
-from lab.model.core_seg import Scene
 from lab.model.decoding import Sampling
 
 COLUMNS = 4
 MAX_QUERY, MAX_ANSWER = 300, 4000
 """Characters."""
-KEPT_RESULTS = 64
-KEPT_PIXELS = 100_000_000
-"""Of the images of all answers together; an answer's layers take about 20 bytes a pixel."""
 STREAM_SECONDS = 0.1
 """Between two looks at an answer that is written: sending one takes longer than writing a token."""
 PUBLIC_PIXELS = 16_000_000
@@ -65,48 +58,6 @@ TOOLBAR = (
 )
 
 
-@dataclass
-class Result:
-    """What a visitor asked and got; kept on the server, the page holds its random id."""
-
-    image: np.ndarray
-    query: str
-    record: str = ""
-    shown: dict[str, views.Shown] = field(default_factory=dict)
-    scenes: dict[str, Scene] = field(default_factory=dict)
-
-
-class Results:
-    """The last results by id; the oldest go first."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, Result] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, result: Result) -> str:
-        key = secrets.token_urlsafe(16)
-        with self._lock:
-            self._kept[key] = result
-        self.trim()
-        return key
-
-    def trim(self) -> None:
-        """Let go of the oldest; to be called when a result has grown."""
-        with self._lock:
-            while len(self._kept) > KEPT_RESULTS or len(self._kept) > 1 and self._pixels() > KEPT_PIXELS:
-                self._kept.popitem(last=False)
-
-    def get(self, key: str | None) -> Result:
-        with self._lock:
-            if key not in self._kept:
-                raise gr.Error("That result is gone; press Segment again.")
-            return self._kept[key]
-
-    def _pixels(self) -> int:
-        sizes = [(result.image[..., 0].size, len(result.shown)) for result in self._kept.values()]
-        return sum(size * max(1, answers) for size, answers in sizes)
-
-
 def opened(path: str, public: bool) -> Scan:
     """An uploaded image or volume; what is wrong with it is said with the name that the visitor gave it."""
     name = Path(path).name
@@ -125,6 +76,13 @@ def window_of(centre: float | None, width: float | None) -> tuple[float, float] 
     if centre is None or not width or not np.isfinite([centre, width]).all():
         return None
     return centre - abs(width) / 2, centre + abs(width) / 2
+
+
+def sampling_of(temperature: float, seed: int) -> Sampling:
+    """As a visitor chose; the slider's bounds let through what is no number."""
+    if not np.isfinite(temperature):
+        raise gr.Error("Choose a temperature of 0.1 to 2.")
+    return Sampling(max(0.05, temperature), seed=int(seed))
 
 
 def shown_of(answer: Answer, name: str, max_boxes: int, result: Result, truth, facts) -> views.Shown:
@@ -229,14 +187,13 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write a query of 1 to {MAX_QUERY} characters.")
         if not 1 <= len(chosen or []) <= COLUMNS:
             raise gr.Error(f"Choose 1 to {COLUMNS} models.")
-        if not np.isfinite(temperature):
-            raise gr.Error("Choose a temperature of 0.1 to 2.")
+        asked = sampling_of(temperature, seed)
+        sampling = asked if sampled else Sampling()
         image, truth, facts = picked(path, record, place, centre, width), None, None
         if record and not path:
             truth = load_sample(library.record(record)).mask
             facts = measure(image, truth)
         result = Result(image, query, record if truth is not None else "")
-        sampling = Sampling(temperature, seed=int(seed)) if sampled else Sampling()
         done: dict = {}  # said again at the end of each model, for programs that read the last event alone
         begun = {  # comes with the first token: an event of its own would delay that
             key: results.add(result),
@@ -295,9 +252,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         result = results.get(key)
         if name not in result.scenes:
             raise gr.Error("Choose a model that has answered.")
-        if not np.isfinite(temperature):
-            raise gr.Error("Choose a temperature of 0.1 to 2.")
-        shown, sampling = result.shown[name], Sampling(max(0.05, temperature), seed=int(seed))
+        shown, sampling = result.shown[name], sampling_of(temperature, seed)
         cards = []
         for said in asker.several(name, result.scenes[name], int(count), sampling):
             scores = views.score(said, shown.truth, shown.max_boxes) if shown.truth is not None else {}

@@ -8,7 +8,7 @@ from lab.errors import LabError
 
 HERE = Path(__file__).parent
 FILES = ("app.py", "README.md", "requirements.txt")
-PAGE = ("__init__.py", "asking.py", "inspection.py", "library.py", "page.py", "views.py", "assets")
+PAGE = ("__init__.py", "asking.py", "inspection.py", "library.py", "page.py", "results.py", "views.py", "assets")
 """Of apps/lab, what the public page consists of."""
 LARGE = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 

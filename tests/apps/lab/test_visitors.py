@@ -18,8 +18,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from apps.lab.inspection import PUBLIC_PIXELS, Result, Results
+from apps.lab.inspection import PUBLIC_PIXELS
 from apps.lab.library import Library
+from apps.lab.results import Result, Results
 from lab.errors import LabError
 
 SECONDS = 60
