@@ -206,9 +206,9 @@ class Grpo(ReasoningModule):
         """Completions for every image of a batch; image and prompt are encoded once for all of a group."""
         reasoner, h = self.core_seg.reasoner, self.hparams
         encoded = self.encode(batch)
-        visual = self.core_seg.see(encoded)
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
         with torch.no_grad():  # nothing of a prompt is trained, and each inner step passes through it anew
+            visual = self.core_seg.see(encoded, prompts)
             opened = [
                 reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]])
                 for image in range(len(prompts))

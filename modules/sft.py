@@ -26,6 +26,7 @@ class Sft(ReasoningModule):
     Args:
         core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
         start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
+        notice: Have a `start` that was trained without it learn to notice, see `ReasonerConfig`.
         segmenter_checkpoint: Checkpoint or release of stage 0; None keeps the segmenter's own weights.
         language_checkpoint: Checkpoint of stage 1 or release whose reasoner is taken, without adapter and segmenter; a
             backbone that both see through stays the segmenter's.
@@ -62,6 +63,7 @@ class Sft(ReasoningModule):
         self,
         core_seg: CoreSegConfig | None = None,
         start: str | None = None,
+        notice: bool = False,
         segmenter_checkpoint: str | None = None,
         language_checkpoint: str | None = None,
         cache: str | None = None,
@@ -91,9 +93,13 @@ class Sft(ReasoningModule):
         if (core_seg is None) == (start is None):
             raise LabError("stage 1 either builds a model or goes on from one; give one of core_seg and start")
         model = load_model(start) if start else CoreSeg(core_seg)
+        if notice and not model.reasoner.config.notice:
+            model.reasoner.add_notice()
         self.save_hyperparameters({"core_seg": asdict(model.config), **arguments})
         if language_checkpoint is not None:
             taken = load_model(language_checkpoint).reasoner
+            if model.reasoner.config.notice and not taken.config.notice:
+                taken.add_notice()
             if taken.config != model.reasoner.config:
                 raise LabError(
                     f"the reasoner of '{language_checkpoint}' is another: {taken.config}; make core_seg.reasoner so"
@@ -115,7 +121,7 @@ class Sft(ReasoningModule):
         if self.learns_from_own_text():
             sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
             with self.autocast(), gathered(self):
-                visual, most = self.core_seg.see(encoded), self.hparams.max_new_tokens
+                visual, most = self.core_seg.see(encoded, prompts), self.hparams.max_new_tokens
                 own = reasoner.generate(prompts, visual, most, sampling, encoded.shapes)
             with self.autocast():
                 output = self.core_seg(encoded, prompts, own)

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
@@ -182,9 +181,15 @@ class CoreSeg(nn.Module):
         """(B, 2), as in `Encoded`."""
         return torch.tensor([self.reasoner.shape(frame) for frame in frames], device=self.device)
 
-    def see(self, encoded: Encoded) -> Tensor:
-        """Visual tokens (B, image_tokens, D) for the language model."""
-        return self.reasoner.see(encoded.features, encoded.embeddings)
+    def see(self, encoded: Encoded, prompts: list[list[int]]) -> Tensor:
+        """Visual tokens (B, image_tokens, D) for the language model, which is to answer these prompts."""
+        return self._notice(encoded, prompts)[0]
+
+    def _notice(self, encoded: Encoded, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        visual = self.reasoner.see(encoded.features, encoded.embeddings)
+        if not self.config.reasoner.notice:
+            return visual, None
+        return self.reasoner.noticed(prompts, visual, encoded.shapes)
 
     def forward(
         self,
@@ -217,7 +222,7 @@ class CoreSeg(nn.Module):
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        visual, shapes = self.see(encoded), encoded.shapes
+        (visual, found), shapes = self._notice(encoded, prompts), encoded.shapes
         hidden = self.reasoner(input_ids, mask, visual, is_completion, hidden_from, self.queries, shapes)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
         rows = (is_seg.any(1) & (self.config.prompt != "boxes")).nonzero()[:, 0]
@@ -227,9 +232,7 @@ class CoreSeg(nn.Module):
             states = (hidden[rows] * said).sum(1) / said.sum(1)
         if self.queries is not None:
             states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
-        shows = input_ids == self.reasoner.image_id
-        visual_states = pad_sequence(hidden[shows].split(shows.sum(1).tolist()), batch_first=True)
-        relevance = self.reasoner.relevance(visual_states[:, -self.reasoner.grid_tokens :].float())[..., 0]
+        relevance = self.reasoner.shown(hidden, input_ids) if found is None else found
         prompt_tokens = self.adapter(states.float())
         return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
 
@@ -251,7 +254,7 @@ class CoreSeg(nn.Module):
         """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for."""
         start = time.perf_counter()
         scene = self.open(images, queries)
-        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
         completions = self.reasoner.generate(scene.prompts, visual, max_new_tokens, sampling, shapes)
         return self.conclude(scene, completions, start)
 
@@ -294,14 +297,14 @@ class CoreSeg(nn.Module):
     def stream(self, scene: Scene, max_new_tokens: int = 200, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Yield the answer about one image so far, token by token; `segment_text` turns the last into a mask."""
         ids: list[int] = []
-        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
         for step in self.reasoner.decode(scene.prompts, visual, 1, max_new_tokens, sampling, shapes):
             ids.append(int(step.tokens))
             yield self.reasoner.decode_text(ids)
 
     def sample(self, scene: Scene, count: int, sampling: Sampling, max_new_tokens: int = 200) -> list[str]:
         """Several answers about one image; image and prompt are encoded once for all."""
-        visual, shapes = self.see(scene.encoded), scene.encoded.shapes
+        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
         steps = self.reasoner.decode(scene.prompts, visual, count, max_new_tokens, sampling, shapes)
         return [self.reasoner.decode_text(ids) for ids in collect(steps, 1, count)[0]]
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     FastVlmForConditionalGeneration,
 )
@@ -39,6 +40,8 @@ class ReasonerConfig:
     """`small`: width of the language model."""
     layers: int = 4
     """`small`: transformer layers."""
+    first_layers: int = 0
+    """A language model: keep so many of its layers, the first; 0 keeps all."""
     image_size: int = 320
     """Side of the padded square that the vision tower sees, in pixels; one visual token for each 32 x 32 (Qwen2.5-VL:
     28 x 28, FastVLM: 64 x 64; SmolVLM: 64 for each tile of 512 x 512, and 64 for the whole once more)."""
@@ -49,12 +52,15 @@ class ReasonerConfig:
     """Of a checkpoint's weights; LoRA, the row of `<seg>` and all else are float32 all the same. Leave float32 where
     the language model itself is trained, or is sharded."""
     lora_rank: int = 0
-    """Rank of LoRA on the attention projections, beside which a checkpoint's row of `<seg>` is trained; 0 trains the
+    """Rank of LoRA on the attention projections (of a language model on all linear layers), beside which a checkpoint's row of `<seg>` is trained; 0 trains the
     language model itself."""
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
     scene_dim: int = 128
     """`small`, or a language model: channels of the segmenter's embedding, which it sees too, pooled to its grid."""
+    notice: bool = False
+    """Read the prompt twice: once for what each visual token shows of what is asked for, which the loss of relevance
+    teaches; then, and behind it the answer, with that marked on the visual tokens. Ours, not the paper's."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -64,6 +70,7 @@ class Reasoner(nn.Module):
     one, and `lab.model.build.reasoner_for` says which class is behind a checkpoint."""
 
     image_token = IMAGE
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     any_shape = False
     """Whether the tower sees images that are not square."""
 
@@ -94,6 +101,8 @@ class Reasoner(nn.Module):
             self.visual_norm = nn.LayerNorm(hidden_size)
             nn.init.constant_(self.visual_norm.weight, std)
             self.image_positions = nn.Parameter(std * torch.randn(self.image_tokens, hidden_size))
+        if config.notice:
+            self.add_notice()
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, self.image_token])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if config.lora_rank:
@@ -149,8 +158,13 @@ class Reasoner(nn.Module):
         """What stands in the prompt in place of the image token."""
         return self.image_token * tokens
 
+    def add_notice(self) -> None:
+        """Let it notice, see `ReasonerConfig.notice`; until that is trained, all that it says stays as it was."""
+        self.config.notice = True
+        self.mark = nn.Parameter(torch.zeros(self.hidden_size, device=self.relevance.weight.device))
+
     def add_lora(self, rank: int) -> None:
-        """Freeze the language model and train LoRA of this rank on its attention projections instead.
+        """Freeze the language model and train LoRA of this rank on `lora_targets` instead.
 
         Of a checkpoint all is frozen, and the row of `<seg>` is trained beside LoRA. LoRA that there is already becomes
         part of the weights.
@@ -159,8 +173,8 @@ class Reasoner(nn.Module):
         self.config.lora_rank = rank
         for part in (self.language_model, self.model.lm_head) if self.shares_tower else (self.model,):
             part.requires_grad_(False)
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), self.language_model)
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(self.lora_targets))
+        inject_adapter_in_model(lora, self.language_model)
         for parameter in self.language_model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # PEFT takes the dtype of the weights
@@ -285,6 +299,21 @@ class Reasoner(nn.Module):
         scene = self.scene(torch.cat([means, maxima], dim=1).flatten(2).transpose(1, 2))
         return self.visual_norm(visual + scene) + self.image_positions
 
+    def shown(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """(B, grid_tokens) logits of whether a visual token shows some of what is asked for, from last hidden states
+        (B, T, D) of sequences (B, T); rows with fewer visual tokens are padded."""
+        is_visual = input_ids == self.image_id
+        states = pad_sequence(hidden[is_visual].split(is_visual.sum(1).tolist()), batch_first=True)
+        return self.relevance(states[:, -self.grid_tokens :].float())[..., 0]
+
+    def noticed(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, image_tokens, D) with what a first pass over the prompts found on them marked, and what it
+        found, as `shown` gives it. Words do not teach it where to look: no gradient goes back through the marks."""
+        input_ids, mask = pad(prompts, self.pad_id, device=visual.device)
+        found = self.shown(self(input_ids, mask, visual, torch.zeros_like(mask), shapes=shapes), input_ids)
+        share = F.pad(found.detach().sigmoid(), (visual.shape[1] - found.shape[1], 0))
+        return visual + share[..., None] * self.mark, found
+
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Token embeddings (B, T, D), the visual tokens of each row (B, image_tokens, D) put in their places."""
         embeds = self.model.get_input_embeddings()(input_ids)
@@ -315,7 +344,7 @@ class Reasoner(nn.Module):
         Returns:
             (B, T, D).
         """
-        seen = self.sight(attention_mask, is_completion)
+        seen = self.sight(input_ids, attention_mask, is_completion)
         if hidden_from is not None:
             itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
             seen = seen & ~hidden_from[:, None] | itself
@@ -334,16 +363,20 @@ class Reasoner(nn.Module):
         """(B, T) positions that count real tokens only, so that padding on the left changes nothing."""
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
-    def sight(self, attention_mask: Tensor, is_completion: Tensor) -> Tensor:
-        """Which token (row) attends to which (column), (B, 1, T, T) bool, from two masks (B, T).
+    def sight(self, input_ids: Tensor, attention_mask: Tensor, is_completion: Tensor) -> Tensor:
+        """Which token (row) attends to which (column), (B, 1, T, T) bool, from ids and two masks (B, T).
 
         In order, but the small model's whole prompt sees itself both ways (as PaliGemma's, Beyer et al. 2024): "the
-        larger of the two" cannot be told by a visual token that sees only those before it.
+        larger of the two" cannot be told by a visual token that sees only those before it. Of a language model only
+        the visual tokens do: it has learnt to read words in order.
         """
         length = attention_mask.shape[1]
         before = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
         if self.small:
             before = before | (is_completion == 0)[:, None, :]
+        elif self.shares_tower:
+            visual = input_ids == self.image_id
+            before = before | visual[:, :, None] & visual[:, None, :]
         itself = torch.eye(length, dtype=torch.bool, device=attention_mask.device)  # rows of padding see something
         return (before & (attention_mask == 1)[:, None, :] | itself)[:, None]
 
@@ -351,7 +384,7 @@ class Reasoner(nn.Module):
         """Prompts of `prompt_ids` with their images' visual tokens (B, image_tokens, D), ready for decoding; shapes as
         in `forward`."""
         input_ids, mask = pad(prompts, self.pad_id, left=True, device=visual.device)
-        sight = self.sight(mask, torch.zeros_like(mask))
+        sight = self.sight(input_ids, mask, torch.zeros_like(mask))
         return Prompt(self.embed(input_ids, visual), mask, self.positions(input_ids, mask, shapes), sight)
 
     @property

@@ -6,6 +6,7 @@ import torch
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlamaConfig
 
 from lab.data.images import Frame
+from lab.errors import LabError
 from lab.model.pretrained import SEG, read_language, without_code, write_reasoner
 from lab.model.reasoner import Reasoner
 from lab.model.small import IMAGE, small_vision_config
@@ -14,12 +15,21 @@ from lab.model.small import IMAGE, small_vision_config
 class TextReasoner(Reasoner):
     """The small model's eyes before a language model that has read: FastVLM's architecture around Llama's.
 
-    Unlike the small model's, its prompt is read in order, as it has learnt to read.
+    Unlike the small model's, the words of its prompt are read in order, as it has learnt to read. It has to learn to
+    see, so that LoRA is on all linear layers, and may be left with its first layers alone.
     """
+
+    lora_targets = (*Reasoner.lora_targets, "gate_proj", "up_proj", "down_proj")
 
     def build(self, pretrained: bool) -> None:
         dtype = getattr(torch, self.config.dtype)
         language, self.tokenizer = read_language(self.config.model, dtype, pretrained, [SEG, IMAGE])
+        layers, kept = language.model.layers, self.config.first_layers
+        if kept > len(layers):
+            raise LabError(f"'{self.config.model}' has {len(layers)} layers, not {kept}; lower reasoner.first_layers")
+        if kept:
+            language.model.layers = layers[:kept]
+            language.config.num_hidden_layers = kept
         self.text_config = LlamaConfig.from_dict(without_code(language.config.to_dict()))
         config = FastVlmConfig(
             vision_config=small_vision_config(),
