@@ -9,9 +9,11 @@ As the paper's rows all start from the same Qwen2.5-VL and the same SAM, all row
 and one reasoner, releases both, and are then trained on the same records for the same steps. That reasoner has learnt
 to reason, to write boxes and, by our relevance loss, where in the picture what is asked for is; it has had no gradient
 of a mask that was drawn, so that the ways to draw one are all new. What is not the same for all: text to box goes on
-with what the reasoner has been learning all along; rows without reasoning have to leave off what it has learnt; the
-U-Net has stage 0's encoder, which it alone trains, and 1,500 steps of its own; only rows with a stage 2 see data/fresh;
-groups of 4 and 16 are of as many steps as those of 8, so that half and twice as many answers are sampled.
+with what the reasoner has been learning all along; rows without reasoning have to leave off what it has learnt;
+CORE-Seg reads the prompt twice (`notice`, ours), which that reasoner had not learnt, and the baselines once, as the rows
+of one look do; the U-Net has the encoder of stage 0, which it alone trains, in as many steps as SFT; only rows with a
+stage 2 see data/fresh; groups of 4 and 16 are of as many steps as those of 8, so that half and twice as many answers
+are sampled.
 It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 
@@ -94,7 +96,7 @@ def grpo(title: str, *flags: str, after: str = "sft", rival: bool = False) -> Ce
 CELLS = {
     "sft": sft("CORE-Seg, SFT"),
     "grpo": grpo("CORE-Seg, SFT + GRPO"),
-    "unet": Cell("U-Net, no language", ("unet.yaml",), 1.0),
+    "unet": Cell("U-Net, no language", ("unet.yaml",), 0.4),
     "text-box": sft("text to box (Seg-Zero), SFT", "ablations/text_box.yaml", rival=True),
     "text-box-grpo": grpo(
         "text to box (Seg-Zero), SFT + RL",
@@ -112,6 +114,8 @@ CELLS = {
         after="queries",
         rival=True,
     ),
+    "one-look": sft("one look, SFT", "ablations/one_look.yaml"),
+    "one-look-grpo": grpo("one look, SFT + GRPO", after="one-look"),
     "linear": sft("linear map for the adapter", "ablations/linear_adapter.yaml"),
     "mean": sft("mean state for that of <seg>", "ablations/mean_state.yaml"),
     "no-reasoning": sft("no reasoning", "ablations/no_reasoning.yaml"),

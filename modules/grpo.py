@@ -208,7 +208,7 @@ class Grpo(ReasoningModule):
         encoded = self.encode(batch)
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
         with torch.no_grad():  # nothing of a prompt is trained, and each inner step passes through it anew
-            visual = self.core_seg.see(encoded, prompts)
+            visual = self.core_seg.see(encoded, prompts).visual
             opened = [
                 reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]])
                 for image in range(len(prompts))

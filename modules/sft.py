@@ -121,7 +121,7 @@ class Sft(ReasoningModule):
         if self.learns_from_own_text():
             sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
             with self.autocast(), gathered(self):
-                visual, most = self.core_seg.see(encoded, prompts), self.hparams.max_new_tokens
+                visual, most = self.core_seg.see(encoded, prompts).visual, self.hparams.max_new_tokens
                 own = reasoner.generate(prompts, visual, most, sampling, encoded.shapes)
             with self.autocast():
                 output = self.core_seg(encoded, prompts, own)

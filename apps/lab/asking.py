@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from apps.lab.library import Library
-from lab.model.core_seg import CoreSeg, Encoded, Prediction, Scene
+from lab.model.core_seg import CoreSeg, Prediction, Scene
 from lab.model.decoding import Sampling
 
 try:
@@ -69,6 +69,10 @@ def finished(model: CoreSeg, scene: Scene, said: list[Prediction]) -> Answer:
 
 
 def placed(scene: Scene, device: torch.device) -> Scene:
-    """A scene with what the encoders said of it on a device."""
+    """A scene with what is known of it on a device."""
     mirrored = placed(scene.mirrored, device) if scene.mirrored else None
-    return replace(scene, encoded=Encoded(*(part.to(device) for part in scene.encoded)), mirrored=mirrored)
+    encoded, seen = (
+        type(parts)(*(part if part is None else part.to(device) for part in parts))
+        for parts in (scene.encoded, scene.seen)
+    )
+    return replace(scene, encoded=encoded, seen=seen, mirrored=mirrored)

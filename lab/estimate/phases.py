@@ -92,6 +92,7 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
 
         with traced() as cost:
             with traced() as start:
+                skeleton.look(rows, skeleton.embeddings(rows))
                 merged = [layer.get_base_layer().weight.clone() for layer in skeleton.lora_layers()]
                 token(prompt, 0, 1)
             for layer in cache.layers:
@@ -132,12 +133,14 @@ def learn_batch(skeleton: Skeleton, job: Job) -> Cost:
             embeddings = skeleton.segmenter.image_encoder(skeleton.pixels(job.images))
             embeddings = embeddings.repeat_interleave(-(-rows // job.images), 0)[:rows]
         with autocast(job):
-            hidden = skeleton.read(skeleton.embed(rows, prompt + answer, embeddings), rows)
+            visual, relevance = skeleton.look(rows, embeddings)
+            hidden = skeleton.read(skeleton.embed(rows, prompt + answer, visual), rows)
             logits = skeleton.vlm.lm_head(hidden[:, prompt - 1 : -1].flatten(0, 1))
-            relevance = skeleton.relevance(hidden[:, : skeleton.image_tokens].float())[..., 0].float()
+            if relevance is None:
+                relevance = skeleton.relevance(hidden[:, : skeleton.image_tokens].float())[..., 0]
             masks = skeleton.segmenter.decode(embeddings, skeleton.prompts(hidden[:, -2]))
         text = F.cross_entropy(logits.float(), torch.empty(rows * answer, dtype=torch.long))
-        shown = F.binary_cross_entropy_with_logits(relevance, torch.empty_like(relevance))
+        shown = F.binary_cross_entropy_with_logits(relevance.float(), torch.empty_like(relevance.float()))
         return text + shown + mask_loss(masks.float())
 
     with traced() as cost:
@@ -161,7 +164,7 @@ def learn_group(job: Job) -> Cost:
 
     def read() -> tuple[Tensor, Tensor]:
         """Log-probabilities (G, T) of the completions, and their last states (G, D)."""
-        embeds = skeleton.embed(1, length, skeleton.embeddings(1)).detach()
+        embeds = skeleton.embed(1, length, skeleton.visual(1, skeleton.embeddings(1))).detach()
         of_tokens = skeleton.read(embeds, 1)[0, prompt:]
         tokens = torch.empty(group * answer, dtype=torch.long)
         parts = [

@@ -31,6 +31,7 @@ class Skeleton(nn.Module):
         self.small, self.image_size = config.model == "small", config.image_size
         self.query_tokens = job.query_tokens
         self.queries = job.core_seg.adapter.queries if job.core_seg.adapter.kind == "queries" else 0
+        self.notice = config.notice
         self.one_backbone = self.small and job.core_seg.segmenter.architecture == "small"
         with torch.device("meta"):
             sizes = config.hidden_size, config.layers, config.image_size
@@ -45,6 +46,8 @@ class Skeleton(nn.Module):
                 self.scene = nn.Linear(2 * config.scene_dim, self.hidden_size)
                 self.visual_norm = nn.LayerNorm(self.hidden_size)
                 self.image_positions = nn.Parameter(torch.empty(self.image_tokens, self.hidden_size))
+            if config.notice:
+                self.mark = nn.Parameter(torch.empty(self.hidden_size))
                 if self.one_backbone:
                     self.tower.timm_model = self.segmenter.image_encoder.backbone
         self.train_what(job)
@@ -56,8 +59,9 @@ class Skeleton(nn.Module):
         if job.stage == "grpo":
             for part in (self.vlm, self.relevance, *([self.scene, self.visual_norm] if self.small else [])):
                 part.requires_grad_(False)
-            if self.small:
-                self.image_positions.requires_grad_(False)
+            for name in ("image_positions", "mark"):
+                if name in self._parameters:
+                    self.get_parameter(name).requires_grad_(False)
         if job.lora_rank:
             (self.language_model if self.small else self.vlm).requires_grad_(False)
             targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -146,10 +150,18 @@ class Skeleton(nn.Module):
         shape = (3, rows, length) if self.vlm.config.model_type == "qwen2_5_vl" else (rows, length)
         return torch.empty(shape, dtype=torch.long)
 
-    def embed(self, rows: int, length: int, embeddings: Tensor) -> Tensor:
+    def look(self, rows: int, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `CoreSeg.see`: visual tokens, and the relevance of the first look where there are two."""
+        visual = self.visual(rows, embeddings)
+        if not self.notice:
+            return visual, None
+        hidden = self.read(self.embed(rows, self.prompt_tokens, visual), rows)
+        found = self.relevance(hidden[:, : self.image_tokens].float())[..., 0]
+        return visual + found.detach().sigmoid()[..., None] * self.mark, found
+
+    def embed(self, rows: int, length: int, visual: Tensor) -> Tensor:
         """What the language model is given (B, T, D): visual tokens and words."""
         words = self.vlm.get_input_embeddings()(torch.empty(rows, length, dtype=torch.long))
-        visual = self.visual(rows, embeddings)
         where = torch.empty(rows, length, 1, dtype=torch.bool)
         return words.masked_scatter(where, visual.to(words.dtype))
 

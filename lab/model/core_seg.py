@@ -51,6 +51,15 @@ class Encoded(NamedTuple):
     """(B, 2) rows and columns of visual tokens, see `Reasoner.shape`."""
 
 
+class Seen(NamedTuple):
+    """What the language model is shown of a batch of images that it is asked about."""
+
+    visual: Tensor
+    """(B, image_tokens, D) visual tokens."""
+    relevance_logits: Tensor | None
+    """(B, grid_tokens) of the first look, see `ReasonerConfig.notice`; None where there is one look alone."""
+
+
 @dataclass
 class Scene:
     """Images that are asked about, encoded once for all that is done with them."""
@@ -60,6 +69,7 @@ class Scene:
     queries: list[str]
     encoded: Encoded
     prompts: list[list[int]]
+    seen: Seen
     mirrored: "Scene | None" = None
     """The mirror images, once they have been asked for."""
 
@@ -181,15 +191,12 @@ class CoreSeg(nn.Module):
         """(B, 2), as in `Encoded`."""
         return torch.tensor([self.reasoner.shape(frame) for frame in frames], device=self.device)
 
-    def see(self, encoded: Encoded, prompts: list[list[int]]) -> Tensor:
-        """Visual tokens (B, image_tokens, D) for the language model, which is to answer these prompts."""
-        return self._notice(encoded, prompts)[0]
-
-    def _notice(self, encoded: Encoded, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+    def see(self, encoded: Encoded, prompts: list[list[int]]) -> Seen:
+        """Images as the language model sees them when it is asked these prompts."""
         visual = self.reasoner.see(encoded.features, encoded.embeddings)
         if not self.config.reasoner.notice:
-            return visual, None
-        return self.reasoner.noticed(prompts, visual, encoded.shapes)
+            return Seen(visual, None)
+        return Seen(*self.reasoner.noticed(prompts, visual, encoded.shapes))
 
     def forward(
         self,
@@ -197,6 +204,7 @@ class CoreSeg(nn.Module):
         prompts: list[list[int]],
         completions: list[list[int]],
         blind: list[bool] | None = None,
+        seen: Seen | None = None,
     ) -> Output:
         """Teacher-forced pass over prompts and completions, padded on the right.
 
@@ -206,6 +214,7 @@ class CoreSeg(nn.Module):
             completions: B rows of `Reasoner.completion_ids`.
             blind: Rows whose `<seg>` token must not attend to the completion before it, only to image and query: true
                 text gives the boxes away, and a mask learnt from it alone need not heed the query.
+            seen: What `see` gave for the same images and prompts, where it is at hand.
 
         Returns:
             Logits of the completion tokens and the masks of the first `<seg>` of each row that has one.
@@ -222,7 +231,7 @@ class CoreSeg(nn.Module):
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        (visual, found), shapes = self._notice(encoded, prompts), encoded.shapes
+        (visual, found), shapes = seen or self.see(encoded, prompts), encoded.shapes
         hidden = self.reasoner(input_ids, mask, visual, is_completion, hidden_from, self.queries, shapes)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
         rows = (is_seg.any(1) & (self.config.prompt != "boxes")).nonzero()[:, 0]
@@ -254,7 +263,7 @@ class CoreSeg(nn.Module):
         """Reason about images (H, W, 3) uint8 RGB and segment what the queries ask for."""
         start = time.perf_counter()
         scene = self.open(images, queries)
-        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
+        visual, shapes = scene.seen.visual, scene.encoded.shapes
         completions = self.reasoner.generate(scene.prompts, visual, max_new_tokens, sampling, shapes)
         return self.conclude(scene, completions, start)
 
@@ -286,7 +295,8 @@ class CoreSeg(nn.Module):
         frames = [Frame(*image.shape[:2], size) for image in images]
         pixels = torch.stack([model_pixels(image, size) for image in images]).to(self.device)
         prompts = [self.reasoner.prompt_ids(query, frame) for query, frame in zip(queries, frames)]
-        return Scene(images, queries, self.encode(pixels, frames), prompts)
+        encoded = self.encode(pixels, frames)
+        return Scene(images, queries, encoded, prompts, self.see(encoded, prompts))
 
     @torch.no_grad()
     def segment_text(self, scene: Scene, texts: list[str]) -> list[Prediction]:
@@ -297,14 +307,14 @@ class CoreSeg(nn.Module):
     def stream(self, scene: Scene, max_new_tokens: int = 200, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Yield the answer about one image so far, token by token; `segment_text` turns the last into a mask."""
         ids: list[int] = []
-        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
+        visual, shapes = scene.seen.visual, scene.encoded.shapes
         for step in self.reasoner.decode(scene.prompts, visual, 1, max_new_tokens, sampling, shapes):
             ids.append(int(step.tokens))
             yield self.reasoner.decode_text(ids)
 
     def sample(self, scene: Scene, count: int, sampling: Sampling, max_new_tokens: int = 200) -> list[str]:
         """Several answers about one image; image and prompt are encoded once for all."""
-        visual, shapes = self.see(scene.encoded, scene.prompts), scene.encoded.shapes
+        visual, shapes = scene.seen.visual, scene.encoded.shapes
         steps = self.reasoner.decode(scene.prompts, visual, count, max_new_tokens, sampling, shapes)
         return [self.reasoner.decode_text(ids) for ids in collect(steps, 1, count)[0]]
 
@@ -314,7 +324,8 @@ class CoreSeg(nn.Module):
 
         The weights of the mask decoder's last attention from tokens to image, mean over heads and prompt tokens.
         """
-        output = self(scene.encoded, scene.prompts, [self.reasoner.completion_ids(text) for text in texts])
+        completions = [self.reasoner.completion_ids(text) for text in texts]
+        output = self(scene.encoded, scene.prompts, completions, seen=scene.seen)
         maps = [np.zeros(image.shape[:2], np.float32) for image in scene.images]
         rows = output.mask_rows.tolist()
         if rows:
@@ -362,7 +373,7 @@ class CoreSeg(nn.Module):
         if self.config.prompt == "boxes":
             masks = self._masks_of_boxes(scene, frames, completions)
         else:
-            output = self(scene.encoded, scene.prompts, completions)
+            output = self(scene.encoded, scene.prompts, completions, seen=scene.seen)
             masks = dict(zip(output.mask_rows.tolist(), output.mask_logits))
         drawn = {}
         for row, logits in masks.items():

@@ -52,8 +52,8 @@ class ReasonerConfig:
     """Of a checkpoint's weights; LoRA, the row of `<seg>` and all else are float32 all the same. Leave float32 where
     the language model itself is trained, or is sharded."""
     lora_rank: int = 0
-    """Rank of LoRA on the attention projections (of a language model on all linear layers), beside which a checkpoint's row of `<seg>` is trained; 0 trains the
-    language model itself."""
+    """Rank of LoRA on the attention projections (of a language model on all linear layers), beside which a checkpoint's
+    row of `<seg>` is trained; 0 trains the language model itself."""
     grid: int = 100
     """Box coordinates are written as whole numbers 0..grid of the image's width and height."""
     scene_dim: int = 128

@@ -121,7 +121,7 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     watched = lambda adapter, states: in_bfloat16.append(torch.is_autocast_enabled("cpu")) or adapt(adapter, states)  # noqa: E731
     monkeypatch.setattr(PromptAdapter, "forward", watched)
     see, shapes = CoreSeg.see, []
-    monkeypatch.setattr(CoreSeg, "see", lambda model, encoded: shapes.append(encoded.shapes) or see(model, encoded))
+    monkeypatch.setattr(CoreSeg, "see", lambda model, *asked: shapes.append(asked[0].shapes) or see(model, *asked))
     sft = [f"{core}.reasoner.model={REASONERS[name](tmp_path / 'vlm')}", f"{core}.adapter.slots=2"]
     sft += [
         f"{core}.reasoner.image_size={IMAGE_SIZES[name]}",

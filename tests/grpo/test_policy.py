@@ -34,7 +34,7 @@ def inputs(model):
     scene = model.open(images, QUERIES)
     encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
-        return encoded, prompts, model.see(encoded, prompts)
+        return encoded, prompts, model.see(encoded, prompts).visual
 
 
 def sample(model, inputs, **sampling):
@@ -93,7 +93,7 @@ def test_the_shared_pass_and_its_gradients_equal_an_unshared_one(model, inputs):
     weights = torch.tensor([0.7, -1.0, 0.3])
     model.zero_grad()
     image = type(encoded)(*(field[[1]] for field in encoded))
-    visual = model.see(image, [prompts[1]])
+    visual = model.see(image, [prompts[1]]).visual
     shared = group_pass(model.reasoner, model.reasoner.prompt([prompts[1]], visual), completions, 1.0)
     ((shared.log_probs.sum(1) * weights).sum() + shared.seg_states.square().sum()).backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -103,7 +103,7 @@ def test_the_shared_pass_and_its_gradients_equal_an_unshared_one(model, inputs):
     state = model.reasoner(
         torch.tensor([prompts[1] + completions[1][:4]]),
         torch.ones(1, len(prompts[1]) + 4, dtype=torch.long),
-        model.see(image, [prompts[1]]),
+        model.see(image, [prompts[1]]).visual,
         torch.tensor([[0] * len(prompts[1]) + [1] * 4]),
     )[0, -1]
     (sum(w * row.sum() for w, row in zip(weights, rows)) + state.square().sum()).backward()
@@ -128,7 +128,7 @@ def test_queries_read_the_completion_and_the_shared_pass_gives_them_the_same_sta
     model = CoreSeg(config).eval()
     reasoner, image = model.reasoner, type(encoded)(*(field[[1]] for field in encoded))
     completions = [[7, 9, reasoner.seg_id, reasoner.eos_id], [7, reasoner.seg_id, 8, 8, 8, reasoner.eos_id], [7, 7]]
-    prompt = reasoner.prompt([prompts[1]], model.see(image, [prompts[1]]))
+    prompt = reasoner.prompt([prompts[1]], model.see(image, [prompts[1]]).visual)
     shared = group_pass(reasoner, prompt, completions, 1.0, model.queries)
     assert shared.seg_rows.tolist() == [0, 1] and shared.seg_states.shape == (2, 5, 64)
     assert shared.mask.sum(1).tolist() == [4, 6, 2]

@@ -37,11 +37,11 @@ def test_our_decoding_equals_hugging_face_generate(model, images, monkeypatch):
     monkeypatch.setattr(model.reasoner, "small", False)
     scene = model.open(images, QUERIES)
     encoded, prompts = scene.encoded, scene.prompts
-    ours = model.reasoner.generate(prompts, model.see(encoded, prompts), 20)
+    ours = model.reasoner.generate(prompts, model.see(encoded, prompts).visual, 20)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         theirs = model.reasoner.model.generate(
-            inputs_embeds=model.reasoner.embed(ids, model.see(encoded, prompts)[[row]]),
+            inputs_embeds=model.reasoner.embed(ids, model.see(encoded, prompts).visual[[row]]),
             attention_mask=torch.ones_like(ids),
             max_new_tokens=20,
             do_sample=False,
@@ -55,9 +55,9 @@ def test_padding_changes_no_hidden_state(model, images):
     encoded, prompts = scene.encoded, scene.prompts
     for left in (False, True):
         ids, mask = pad(prompts, model.reasoner.pad_id, left=left)
-        together = model.reasoner(ids, mask, model.see(encoded, prompts), torch.zeros_like(ids))
+        together = model.reasoner(ids, mask, model.see(encoded, prompts).visual, torch.zeros_like(ids))
         for row, prompt in enumerate(prompts):
-            one, visual = torch.tensor([prompt]), model.see(encoded, prompts)[[row]]
+            one, visual = torch.tensor([prompt]), model.see(encoded, prompts).visual[[row]]
             alone = model.reasoner(one, torch.ones_like(one), visual, torch.zeros_like(one))
             torch.testing.assert_close(together[row][mask[row] == 1], alone[0], atol=1e-4, rtol=1e-4)
 
@@ -65,7 +65,7 @@ def test_padding_changes_no_hidden_state(model, images):
 def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(model, images):
     scene = model.open(images, QUERIES)
     encoded, prompts = scene.encoded, scene.prompts
-    written = model.reasoner.generate(prompts, model.see(encoded, prompts), 12)
+    written = model.reasoner.generate(prompts, model.see(encoded, prompts).visual, 12)
     logits = model(encoded, prompts, written).logits
     logits[:, [model.reasoner.image_id, model.reasoner.pad_id]] = -torch.inf
     assert logits.argmax(-1).tolist() == [token for completion in written for token in completion]
@@ -74,7 +74,7 @@ def test_greedy_decoding_writes_what_the_teacher_forced_pass_finds_likeliest(mod
 def test_the_prompt_sees_all_of_itself_and_the_answer_only_what_came_before(model, images):
     scene = model.open(images[:1], QUERIES[:1])
     encoded, prompts = scene.encoded, scene.prompts
-    length, visual = len(prompts[0]), model.see(encoded, prompts)
+    length, visual = len(prompts[0]), model.see(encoded, prompts).visual
     ids = torch.tensor([prompts[0] + model.reasoner.completion_ids("dark round")])
     is_completion = (torch.arange(ids.shape[1]) >= length).long()[None]
 
@@ -98,14 +98,14 @@ def test_what_the_first_look_finds_is_marked_before_a_word_is_written(images):
     answers = [model.reasoner.completion_ids(text) for text in ("dark round", "bright")]
     before = model(scene.encoded, scene.prompts, answers)
     plain = model.reasoner.see(scene.encoded.features, scene.encoded.embeddings)
-    torch.testing.assert_close(model.see(scene.encoded, scene.prompts), plain)  # an untrained mark changes nothing
+    torch.testing.assert_close(scene.seen.visual, plain)  # an untrained mark changes nothing
     torch.nn.init.ones_(model.reasoner.mark)
     output = model(scene.encoded, scene.prompts, answers)
-    marks = model.see(scene.encoded, scene.prompts) - plain
+    marks = model.see(scene.encoded, scene.prompts).visual - plain
     torch.testing.assert_close(marks, output.relevance_logits.sigmoid()[..., None].expand_as(marks))
     torch.testing.assert_close(output.relevance_logits, before.relevance_logits)  # they are of the first look
     assert not torch.allclose(output.logits, before.logits)
-    other = model.see(scene.encoded, [scene.prompts[0], scene.prompts[0]]) - plain
+    other = model.see(scene.encoded, [scene.prompts[0], scene.prompts[0]]).visual - plain
     assert torch.allclose(other[0], marks[0]) and not torch.allclose(other[1], marks[1])
     output.logits.logsumexp(-1).sum().backward()
     assert model.reasoner.mark.grad.abs().sum() > 0 and model.reasoner.relevance.weight.grad is None
@@ -166,7 +166,7 @@ def test_the_mean_over_the_completion_can_take_the_place_of_the_seg_state(model,
     model(scene.encoded, scene.prompts, [completion])
     ids = torch.tensor([scene.prompts[0] + completion])
     is_completion = (torch.arange(ids.shape[1]) >= len(scene.prompts[0])).long()[None]
-    hidden = model.reasoner(ids, torch.ones_like(ids), model.see(scene.encoded, scene.prompts), is_completion)
+    hidden = model.reasoner(ids, torch.ones_like(ids), scene.seen.visual, is_completion)
     torch.testing.assert_close(seen[0], hidden[:, len(scene.prompts[0]) :].mean(1), atol=1e-5, rtol=1e-5)
 
 

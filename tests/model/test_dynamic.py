@@ -54,7 +54,7 @@ def test_features_and_greedy_text_equal_hugging_faces_own(model, images, scene):
     """HF chooses size, patches and positions by itself, one image at a time."""
     reasoner = model.reasoner
     assert scene.encoded.shapes.tolist() == SHAPES
-    ours = reasoner.generate(scene.prompts, model.see(scene.encoded, scene.prompts), 12, shapes=scene.encoded.shapes)
+    ours = reasoner.generate(scene.prompts, scene.seen.visual, 12, shapes=scene.encoded.shapes)
     for row, (image, prompt) in enumerate(zip(images, scene.prompts)):
         seen = reasoner.image_processor([torch.from_numpy(image).permute(2, 0, 1)], return_tensors="pt")
         features = reasoner.tower(seen.pixel_values, grid_thw=seen.image_grid_thw).pooler_output
@@ -92,7 +92,7 @@ def test_images_of_different_shapes_do_not_change_one_another(model, images, sce
 @torch.no_grad()
 def test_sampled_log_probs_are_those_of_the_training_pass(model, scene):
     """Rollout and training would be of two policies."""
-    reasoner, visual, shapes = model.reasoner, model.see(scene.encoded, scene.prompts), scene.encoded.shapes
+    reasoner, visual, shapes = model.reasoner, scene.seen.visual, scene.encoded.shapes
     steps = list(reasoner.decode(scene.prompts, visual, 3, 8, Sampling(1.0, seed=1), shapes))
     tokens = collect(steps, 3, 3)
     log_probs = collect([step._replace(tokens=step.log_probs) for step in steps], 3, 3)

@@ -98,7 +98,7 @@ def test_sampled_log_probs_are_those_of_the_training_pass(name, models, images):
     model = models[name]
     scene = model.open(images, QUERIES)
     with torch.no_grad():
-        visual = model.see(scene.encoded, scene.prompts)
+        visual = scene.seen.visual
         steps = list(model.reasoner.decode(scene.prompts, visual, 3, 8, Sampling(1.0, seed=1)))
         tokens = collect(steps, 2, 3)
         log_probs = collect([step._replace(tokens=step.log_probs) for step in steps], 2, 3)
@@ -228,10 +228,10 @@ def test_gradients_are_the_same_with_checkpointing(name, paths, images):
         model.train()
         model.zero_grad()
         with torch.no_grad():
-            said = model.reasoner.generate(scene.prompts, model.see(scene.encoded, scene.prompts), 8)
+            said = model.reasoner.generate(scene.prompts, scene.seen.visual, 8)
         output = model(scene.encoded, scene.prompts, ids)
         (output.logits.logsumexp(-1).sum() + output.mask_logits.sum()).backward()
-        visual = model.see(scene.encoded, scene.prompts)
+        visual = model.see(scene.encoded, scene.prompts).visual
         read = group_pass(model.reasoner, model.reasoner.prompt(scene.prompts[:1], visual[:1]), ids, 1.0)
         read.log_probs.sum().backward()
         return said, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -260,7 +260,7 @@ def test_weights_in_bfloat16_train_what_is_added_in_float32(name, paths, images,
         exact = build(paths[name], name)
         with torch.no_grad():
             opened = [m.open(images, QUERIES) for m in (model, exact)]
-            rough, fine = (m.see(o.encoded, o.prompts).float() for m, o in zip((model, exact), opened))
+            rough, fine = (scene.seen.visual.float() for scene in opened)
         assert (rough - fine).abs().mean() < 0.05 * fine.abs().mean()
     save_release(model, tmp_path, "t", "nothing", half=False)
     same_answers(model, load_release(tmp_path), images, 0)

@@ -42,7 +42,7 @@ def inputs(model):
     scene = model.open(images, QUERIES)
     encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
-        return encoded, prompts, model.see(encoded, prompts)
+        return encoded, prompts, model.see(encoded, prompts).visual
 
 
 def test_greedy_decoding_equals_hugging_face_generate(model, inputs):

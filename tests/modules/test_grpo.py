@@ -39,7 +39,7 @@ def start(tmp_path_factory):
     scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
-        opened = model.reasoner.prompt(prompts, model.see(encoded, prompts))
+        opened = model.reasoner.prompt(prompts, model.see(encoded, prompts).visual)
         state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]
         tags = model.reasoner.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
         model.reasoner.model.get_input_embeddings().weight[tags] = 6 * state / state.square().sum()

@@ -37,7 +37,7 @@ def start(tmp_path_factory):
     model, folder = CoreSeg(tiny_config(layers=2)), tmp_path_factory.mktemp("start")
     scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     with torch.no_grad():
-        opened = model.reasoner.prompt(scene.prompts, model.see(scene.encoded, scene.prompts))
+        opened = model.reasoner.prompt(scene.prompts, scene.seen.visual)
         state = model.reasoner.model.model.language_model(inputs_embeds=opened.embeds).last_hidden_state[0, -1]
         tags = model.reasoner.tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<seg>", "<eos>"])
         model.reasoner.model.get_input_embeddings().weight[tags] = 12 * state / state.square().sum()

@@ -129,9 +129,8 @@ def test_every_baseline_and_ablation_trains_and_answers(overlay, lesions, tmp_pa
     assert all(loss == loss for _, loss in metrics("run"))
     model = load_model("runs/run/checkpoints/last.ckpt")
     saved = model.config
-    assert (saved.adapter.kind, saved.adapter.state, saved.prompt) != ("paper", "seg", "semantic") or (
-        overlay.stem == "no_reasoning"
-    )
+    built = saved.adapter.kind, saved.adapter.state, saved.prompt, saved.reasoner.notice
+    assert (built == ("paper", "seg", "semantic", True)) == (overlay.stem == "no_reasoning")
     text = "<think> - </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
     assert model.segment_text(model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment."]), [text])[0].has_mask
 
