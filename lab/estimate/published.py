@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from lab.errors import LabError
-from lab.model.pretrained import REASONERS, read_config
+from lab.model.pretrained import LANGUAGE, REASONERS, read_config
 
 SMOLVLM_VISION = {
     "hidden_size": 768,
@@ -136,15 +136,13 @@ PUBLISHED: dict[str, dict] = {
 
 
 def architecture(model: str) -> PreTrainedConfig:
-    """The configuration of a vision language model: of a local folder, or of the table above.
+    """The configuration of a model: of a local folder or GGUF file, or of the table above.
 
     Raises:
         LabError: For a hub id that is not in the table.
     """
-    if (Path(model) / "config.json").is_file():
-        return read_config(model, REASONERS)
-    if model.endswith(".gguf"):
-        raise LabError(f"core-seg estimate knows models that see, not language models such as '{model}'; give another")
+    if model.endswith(".gguf") or (Path(model) / "config.json").is_file():
+        return read_config(model, (*REASONERS, LANGUAGE))
     if model not in PUBLISHED:
         raise LabError(
             f"reasoner.model '{model}' is neither a folder with a config.json nor one of {', '.join(PUBLISHED)}; "

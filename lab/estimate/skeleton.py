@@ -14,7 +14,10 @@ from lab.estimate.job import Job
 from lab.estimate.published import architecture
 from lab.model.adapter import adapter_for
 from lab.model.build import segmenter_for
+from lab.model.pretrained import LANGUAGE
+from lab.model.reasoner import Reasoner
 from lab.model.small import small_config, small_tokenizer
+from lab.model.text import TextReasoner, with_eyes
 
 TILED = ("idefics3", "smolvlm")
 
@@ -28,28 +31,35 @@ class Skeleton(nn.Module):
     def __init__(self, job: Job) -> None:
         super().__init__()
         config = job.core_seg.reasoner
-        self.small, self.image_size = config.model == "small", config.image_size
+        self.image_size, self.lora_targets = config.image_size, Reasoner.lora_targets
+        small = config.model == "small"
+        shapes = None if small else architecture(config.model)
+        self.shares_tower = small or shapes.model_type == LANGUAGE
         self.query_tokens = job.query_tokens
         self.queries = job.core_seg.adapter.queries if job.core_seg.adapter.kind == "queries" else 0
         self.notice = config.notice
-        self.one_backbone = self.small and job.core_seg.segmenter.architecture == "small"
+        self.one_backbone = self.shares_tower and job.core_seg.segmenter.architecture == "small"
         with torch.device("meta"):
-            sizes = config.hidden_size, config.layers, config.image_size
-            shapes = small_config(*sizes, small_tokenizer()) if self.small else architecture(config.model)
+            if small:
+                shapes = small_config(config.hidden_size, config.layers, config.image_size, small_tokenizer())
+            elif self.shares_tower:
+                self.lora_targets = TextReasoner.lora_targets
+                shapes.num_hidden_layers = config.first_layers or shapes.num_hidden_layers
+                shapes = with_eyes(shapes, 0, config.image_size)
             self.vlm = AutoModelForImageTextToText.from_config(shapes).to(job.weights)
             self.segmenter = segmenter_for(job.core_seg.segmenter)
             self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)
             self.relevance = nn.Linear(self.hidden_size, 1)
-            if not self.small and job.lora_rank:
+            if not small and job.lora_rank:
                 self.seg_rows = nn.Parameter(torch.empty(1 if shapes.tie_word_embeddings else 2, self.hidden_size))
-            if self.small:
+            if self.shares_tower:
                 self.scene = nn.Linear(2 * config.scene_dim, self.hidden_size)
                 self.visual_norm = nn.LayerNorm(self.hidden_size)
                 self.image_positions = nn.Parameter(torch.empty(self.image_tokens, self.hidden_size))
-            if config.notice:
-                self.mark = nn.Parameter(torch.empty(self.hidden_size))
                 if self.one_backbone:
                     self.tower.timm_model = self.segmenter.image_encoder.backbone
+            if config.notice:
+                self.mark = nn.Parameter(torch.empty(self.hidden_size))
         self.train_what(job)
         if job.checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -57,15 +67,15 @@ class Skeleton(nn.Module):
     def train_what(self, job: Job) -> None:
         """Freeze and adapt as `Reasoner.add_lora`, `CoreSeg.freeze_encoders` and stage 2 do."""
         if job.stage == "grpo":
-            for part in (self.vlm, self.relevance, *([self.scene, self.visual_norm] if self.small else [])):
+            for part in (self.vlm, self.relevance, *([self.scene, self.visual_norm] if self.shares_tower else [])):
                 part.requires_grad_(False)
             for name in ("image_positions", "mark"):
                 if name in self._parameters:
                     self.get_parameter(name).requires_grad_(False)
         if job.lora_rank:
-            (self.language_model if self.small else self.vlm).requires_grad_(False)
-            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-            lora = LoraConfig(r=job.lora_rank, lora_alpha=2 * job.lora_rank, target_modules=targets)
+            for part in (self.language_model, self.vlm.lm_head) if self.shares_tower else (self.vlm,):
+                part.requires_grad_(False)
+            lora = LoraConfig(r=job.lora_rank, lora_alpha=2 * job.lora_rank, target_modules=list(self.lora_targets))
             with torch.device("meta"):
                 inject_adapter_in_model(lora, self.language_model)
             for name, parameter in self.language_model.named_parameters():
@@ -104,7 +114,7 @@ class Skeleton(nn.Module):
             return (self.image_size // (vision.patch_size * vision.spatial_merge_size)) ** 2
         if config.model_type in TILED:
             return self.tiles * (vision.image_size // vision.patch_size // config.scale_factor) ** 2
-        stride = 32 if self.small else self.tower.timm_model.feature_info[-1]["reduction"]
+        stride = 32 if self.shares_tower else self.tower.timm_model.feature_info[-1]["reduction"]
         return (self.image_size // stride) ** 2
 
     @property
@@ -167,7 +177,7 @@ class Skeleton(nn.Module):
 
     def visual(self, rows: int, embeddings: Tensor) -> Tensor:
         """Visual tokens (B, image_tokens, D), by the layers that are trained."""
-        if not self.small:
+        if not self.shares_tower:
             return torch.empty(rows, self.image_tokens, self.hidden_size)
         features = torch.empty(rows, self.image_tokens, self.vlm.config.vision_config.hidden_size)
         visual = self.vlm.model.multi_modal_projector(features)

@@ -12,6 +12,17 @@ from lab.model.reasoner import Reasoner
 from lab.model.small import IMAGE, small_vision_config
 
 
+def with_eyes(language: LlamaConfig, image_id: int, image_size: int) -> FastVlmConfig:
+    """FastVLM's architecture around a language model, with the small SAM's backbone as its vision tower."""
+    return FastVlmConfig(
+        vision_config=small_vision_config(),
+        text_config=language,
+        tie_word_embeddings=language.tie_word_embeddings,
+        image_token_index=image_id,
+        image_seq_length=(image_size // 32) ** 2,
+    )
+
+
 class TextReasoner(Reasoner):
     """The small model's eyes before a language model that has read: FastVLM's architecture around Llama's.
 
@@ -31,13 +42,9 @@ class TextReasoner(Reasoner):
             language.model.layers = layers[:kept]
             language.config.num_hidden_layers = kept
         self.text_config = LlamaConfig.from_dict(without_code(language.config.to_dict()))
-        config = FastVlmConfig(
-            vision_config=small_vision_config(),
-            text_config=LlamaConfig.from_dict(self.text_config.to_dict() | {"num_hidden_layers": 1}),  # is replaced
-            tie_word_embeddings=self.text_config.tie_word_embeddings,
-            image_token_index=self.tokenizer.convert_tokens_to_ids(IMAGE),
-            image_seq_length=(self.config.image_size // 32) ** 2,
-        )
+        one_layer = LlamaConfig.from_dict(self.text_config.to_dict() | {"num_hidden_layers": 1})  # is replaced
+        image_id = self.tokenizer.convert_tokens_to_ids(IMAGE)
+        config = with_eyes(one_layer, image_id, self.config.image_size)
         self.model = FastVlmForConditionalGeneration(config)
         self.model.model.language_model = language.model
         self.model.lm_head = language.lm_head
