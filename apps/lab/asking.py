@@ -27,6 +27,8 @@ class Answer(NamedTuple):
     prediction: Prediction
     attention: np.ndarray
     """(H, W), 0..1."""
+    noticed: np.ndarray | None
+    """(H, W), 0..1, see `CoreSeg.noticed`."""
 
 
 class Asker:
@@ -65,7 +67,8 @@ class Asker:
 
 def finished(model: CoreSeg, scene: Scene, said: list[Prediction]) -> Answer:
     (prediction,) = said
-    return Answer(placed(scene, torch.device("cpu")), prediction, model.attention(scene, [prediction.text])[0])
+    attention, noticed = model.attention(scene, [prediction.text])[0], model.noticed(scene)[0]
+    return Answer(placed(scene, torch.device("cpu")), prediction, attention, noticed)
 
 
 def placed(scene: Scene, device: torch.device) -> Scene:

@@ -47,6 +47,7 @@ TOOLBAR = (
             ("contour", "Contour", "false"),
             ("errors", "Errors", "false"),
             ("difference", "Difference to the first", "false"),
+            ("noticed", "What it noticed first", "false"),
             ("attention", "Where the prompt looks", "false"),
             ("off", "Off", "false"),
         )
@@ -92,6 +93,7 @@ def shown_of(answer: Answer, name: str, max_boxes: int, result: Result, truth, f
         name=name,
         prediction=answer.prediction,
         attention=answer.attention,
+        noticed=answer.noticed,
         truth=truth,
         facts=facts,
         max_boxes=max_boxes,

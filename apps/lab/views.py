@@ -35,6 +35,8 @@ class Shown:
     prediction: Prediction
     attention: np.ndarray
     """(H, W), 0..1."""
+    noticed: np.ndarray | None = None
+    """(H, W), 0..1, before a word was written; None of a model that does not notice."""
     truth: np.ndarray | None = None
     """(H, W) bool, where it is known."""
     facts: Facts | None = None
@@ -78,10 +80,10 @@ def difference(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     return area(mask & ~other, (255, 190, 0)) + area(other & ~mask, (190, 90, 255))
 
 
-def heat(attention: np.ndarray) -> np.ndarray:
+def heat(weights: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 of weights in 0..1."""
-    layer = (matplotlib.colormaps["inferno"](attention) * 255).astype(np.uint8)
-    layer[..., 3] = (255 * np.clip(attention, 0, 1) ** 0.5).astype(np.uint8)
+    layer = (matplotlib.colormaps["inferno"](weights) * 255).astype(np.uint8)
+    layer[..., 3] = (255 * np.clip(weights, 0, 1) ** 0.5).astype(np.uint8)
     return layer
 
 
@@ -104,6 +106,8 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
         layers["overlay"] = area(mask, MASK)
         layers["contour"] = outline(mask, MASK)
         layers["attention"] = heat(shown.attention)
+        if shown.noticed is not None:
+            layers["noticed"] = heat(shown.noticed)
         if shown.truth is not None:
             layers["errors"] = errors(mask, shown.truth)
             layers["truth"] = outline(shown.truth, TRUTH)

@@ -105,6 +105,8 @@ def test_what_the_first_look_finds_is_marked_before_a_word_is_written(images):
     torch.testing.assert_close(marks, output.relevance_logits.sigmoid()[..., None].expand_as(marks))
     torch.testing.assert_close(output.relevance_logits, before.relevance_logits)  # they are of the first look
     assert not torch.allclose(output.logits, before.logits)
+    for image, found, logits in zip(images, model.noticed(scene), scene.seen.relevance_logits.sigmoid()):
+        assert found.shape == image.shape[:2] and logits.min() <= found.min() <= found.max() <= logits.max()
     other = model.see(scene.encoded, [scene.prompts[0], scene.prompts[0]]).visual - plain
     assert torch.allclose(other[0], marks[0]) and not torch.allclose(other[1], marks[1])
     output.logits.logsumexp(-1).sum().backward()

@@ -82,7 +82,7 @@ def test_a_viewer_has_the_layers_that_are_known(prediction, mask):
     )
     assert layers() == {"overlay", "contour", "attention", "boxes"}
     assert layers(truth=mask) == {"overlay", "contour", "attention", "boxes", "errors", "truth"}
-    assert "difference" in layers(other=mask)
+    assert "difference" in layers(other=mask) and "noticed" in layers(noticed=mask * 0.5)
     assert views.viewer(image).count("<img") == 1
 
 
