@@ -62,7 +62,9 @@ class Group:
     embedding: Tensor
     """(1, C, h, w) of the segmenter."""
     prompt: Prompt
-    """Of the image and its query alone."""
+    """Of the image and its query alone; where the model notices, with the marks of the policy that sampled."""
+    reference_prompt: Prompt
+    """The same, with the marks of the model of the start."""
     completions: list[list[int]]
     texts: list[str]
     answers: list[Answer]
@@ -207,12 +209,18 @@ class Grpo(ReasoningModule):
         reasoner, h = self.core_seg.reasoner, self.hparams
         encoded = self.encode(batch)
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
-        with torch.no_grad():  # nothing of a prompt is trained, and each inner step passes through it anew
+
+        def open_prompts() -> tuple[Tensor, list[Prompt]]:
             visual = self.core_seg.see(encoded, prompts).visual
-            opened = [
-                reasoner.prompt([prompts[image]], visual[[image]], encoded.shapes[[image]])
-                for image in range(len(prompts))
-            ]
+            rows = range(len(prompts))
+            return visual, [reasoner.prompt([prompts[i]], visual[[i]], encoded.shapes[[i]]) for i in rows]
+
+        with torch.no_grad():  # what is trained of a prompt's reading, LoRA, is so in each pass through it anew
+            visual, opened = open_prompts()
+            of_start = opened
+            if h.beta and reasoner.config.notice:
+                with reasoner.reference():
+                    of_start = open_prompts()[1]
         seed = h.seed * 1_000_003 + self.global_step
         sampling = Sampling(h.temperature, h.top_p, h.top_k, seed, batch["draw"])
         with gathered(self):
@@ -227,6 +235,7 @@ class Grpo(ReasoningModule):
                     item={name: values[image] for name, values in batch.items()},
                     embedding=encoded.embeddings[[image]],
                     prompt=opened[image],
+                    reference_prompt=of_start[image],
                     completions=completions,
                     texts=texts,
                     answers=answers,
@@ -245,15 +254,15 @@ class Grpo(ReasoningModule):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)
 
-    def read(self, group: Group) -> GroupPass:
+    def read(self, group: Group, prompt: Prompt) -> GroupPass:
         with self.autocast():
             said, temperature, queries = group.completions, self.hparams.temperature, self.core_seg.queries
-            return group_pass(self.core_seg.reasoner, group.prompt, said, temperature, queries)
+            return group_pass(self.core_seg.reasoner, prompt, said, temperature, queries)
 
     def look(self, group: Group) -> tuple[GroupPass, dict[int, Tensor]]:
         """The one pass that gives log-probs, `<seg>` states and, by the number of the completion that drew them, mask
         logits (h, w) over the padded square."""
-        read = self.read(group)
+        read = self.read(group, group.prompt)
         embeddings = group.embedding.expand(len(read.seg_rows), -1, -1, -1)
         with self.autocast():
             drawn = self.core_seg.masks(embeddings, self.core_seg.adapter(read.seg_states))
@@ -271,7 +280,7 @@ class Grpo(ReasoningModule):
         h, sharded = self.hparams, is_sharded(self)
         if h.beta and group.reference is None:
             with torch.no_grad(), self.core_seg.reasoner.reference():
-                group.reference = self.read(group).log_probs
+                group.reference = self.read(group, group.reference_prompt).log_probs
         with torch.set_grad_enabled(group.teaches or sharded):
             read, mask_logits = self.look(group)
             if group.old_log_probs is None:

@@ -121,10 +121,10 @@ class Sft(ReasoningModule):
         if self.learns_from_own_text():
             sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
             with self.autocast(), gathered(self):
-                visual, most = self.core_seg.see(encoded, prompts).visual, self.hparams.max_new_tokens
-                own = reasoner.generate(prompts, visual, most, sampling, encoded.shapes)
+                seen, most = self.core_seg.see(encoded, prompts), self.hparams.max_new_tokens
+                own = reasoner.generate(prompts, seen.visual, most, sampling, encoded.shapes)
             with self.autocast():
-                output = self.core_seg(encoded, prompts, own)
+                output = self.core_seg(encoded, prompts, own, seen=seen)
             part = shares({"seg": len(output.mask_rows)}, self.device)
             loss = part["seg"] * self.seg_loss(output, batch["target"])
             self.log_dict(totals({"train/own_seg_loss": loss}, self.device), prog_bar=True)

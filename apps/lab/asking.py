@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     attention: np.ndarray
     """(H, W), 0..1."""
     noticed: np.ndarray | None
-    """(H, W), 0..1, see `CoreSeg.noticed`."""
+    """(H, W) uint8, 255 for sure; see `CoreSeg.noticed`."""
 
 
 class Asker:
@@ -68,6 +68,7 @@ class Asker:
 def finished(model: CoreSeg, scene: Scene, said: list[Prediction]) -> Answer:
     (prediction,) = said
     attention, noticed = model.attention(scene, [prediction.text])[0], model.noticed(scene)[0]
+    noticed = None if noticed is None else (255 * noticed).astype(np.uint8)
     return Answer(placed(scene, torch.device("cpu")), prediction, attention, noticed)
 
 

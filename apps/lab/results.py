@@ -13,7 +13,7 @@ from lab.model.core_seg import Scene
 
 KEPT_RESULTS = 64
 KEPT_PIXELS = 100_000_000
-"""Of the images of all answers together; an answer's layers take about 20 bytes a pixel."""
+"""Of the images of all answers together; an answer's layers take about 21 bytes a pixel."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What the lab shows of an answer, as HTML and pictures made by pure functions.
 
-A viewer holds an image and all of its layers (mask, contour, errors, difference, attention, boxes); which one is seen,
-how strongly, and the zoom are attributes of the page that `assets/lab.js` sets, so that one click changes all columns.
+A viewer holds an image and all of its layers (mask, contour, errors, difference, what was noticed, attention, boxes);
+which one is seen, how strongly, and the zoom are attributes of the page that `assets/lab.js` sets, so that one click
+changes all columns.
 """
 
 import base64
@@ -36,7 +37,7 @@ class Shown:
     attention: np.ndarray
     """(H, W), 0..1."""
     noticed: np.ndarray | None = None
-    """(H, W), 0..1, before a word was written; None of a model that does not notice."""
+    """(H, W) uint8, before a word was written; None of a model that does not notice."""
     truth: np.ndarray | None = None
     """(H, W) bool, where it is known."""
     facts: Facts | None = None
@@ -107,7 +108,7 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
         layers["contour"] = outline(mask, MASK)
         layers["attention"] = heat(shown.attention)
         if shown.noticed is not None:
-            layers["noticed"] = heat(shown.noticed)
+            layers["noticed"] = heat(shown.noticed / 255)
         if shown.truth is not None:
             layers["errors"] = errors(mask, shown.truth)
             layers["truth"] = outline(shown.truth, TRUTH)
@@ -116,6 +117,10 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
             layers["difference"] = difference(mask, shown.other)
         rects += box_svg(shown.prediction.boxes, (255, 215, 0))
     pictures = "".join(f'<img class="layer {name}" src="{data_uri(p)}" alt="">' for name, p in layers.items())
+    if shown and shown.noticed is None:
+        pictures += (
+            '<span class="layer noticed">This model reads the prompt once: it notices nothing before it speaks</span>'
+        )
     shape = f"aspect-ratio:{width}/{height};max-width:calc(56vh * {width} / {height})"
     return (
         f'<div class="stage" tabindex="0" role="img" aria-label="{html.escape(label)}" style="{shape}">'

@@ -75,7 +75,7 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
     rows, group, prompt = job.records, job.group_size, skeleton.prompt_tokens
     language_model, head = skeleton.language_model, skeleton.vlm.lm_head
     written = group * (job.answer_tokens - 1)  # behind the prompt, when the last token is chosen
-    dtype = skeleton.vlm.dtype
+    dtype = skeleton.language_model.dtype
     skeleton.eval()  # else layers that checkpoint gradients use no cache
     with torch.no_grad(), autocast(job) if job.stage == "sft" else nullcontext():
         cache = Cache(layer_class_to_replicate=RoomyLayer)

@@ -107,6 +107,17 @@ PUBLISHED: dict[str, dict] = {
         },
         "vision_config": SMOLVLM_VISION,
     },
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
     # https://huggingface.co/KamilaMila/FastVLM-0.5B/blob/main/config.json
     "KamilaMila/FastVLM-0.5B": {
         "model_type": "fast_vlm",

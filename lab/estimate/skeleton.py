@@ -46,7 +46,9 @@ class Skeleton(nn.Module):
                 self.lora_targets = TextReasoner.lora_targets
                 shapes.num_hidden_layers = config.first_layers or shapes.num_hidden_layers
                 shapes = with_eyes(shapes, 0, config.image_size)
-            self.vlm = AutoModelForImageTextToText.from_config(shapes).to(job.weights)
+            self.vlm = AutoModelForImageTextToText.from_config(shapes)
+            for part in (self.language_model, self.vlm.lm_head) if self.shares_tower else (self.vlm,):
+                part.to(job.weights)
             self.segmenter = segmenter_for(job.core_seg.segmenter)
             self.adapter = adapter_for(job.core_seg.adapter, self.hidden_size, job.core_seg.segmenter.embed_dim)
             self.relevance = nn.Linear(self.hidden_size, 1)

@@ -197,7 +197,7 @@ class CoreSeg(nn.Module):
         visual = self.reasoner.see(encoded.features, encoded.embeddings)
         if not self.config.reasoner.notice:
             return Seen(visual, None)
-        return Seen(*self.reasoner.noticed(prompts, visual, encoded.shapes))
+        return Seen(*self.reasoner.marked(prompts, visual, encoded.shapes))
 
     def forward(
         self,
@@ -242,7 +242,7 @@ class CoreSeg(nn.Module):
             states = (hidden[rows] * said).sum(1) / said.sum(1)
         if self.queries is not None:
             states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
-        relevance = self.reasoner.shown(hidden, input_ids) if found is None else found
+        relevance = self.reasoner.relevance_logits(hidden, input_ids) if found is None else found
         prompt_tokens = self.adapter(states.float())
         return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
 

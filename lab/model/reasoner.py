@@ -71,6 +71,8 @@ class Reasoner(nn.Module):
 
     image_token = IMAGE
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    cuts_layers = False
+    """Whether `ReasonerConfig.first_layers` is for it."""
     any_shape = False
     """Whether the tower sees images that are not square."""
 
@@ -85,6 +87,8 @@ class Reasoner(nn.Module):
         self.small = config.model == "small"
         if config.dynamic and not self.any_shape:
             raise LabError(f"reasoner.dynamic is for Qwen2.5-VL, not for '{config.model}'; set it to false")
+        if config.first_layers and not self.cuts_layers:
+            raise LabError(f"reasoner.first_layers is for a language model, not for '{config.model}'; set it to 0")
         self.build(pretrained)
         if config.image_size % self.pixels_per_token:
             raise LabError(
@@ -299,19 +303,20 @@ class Reasoner(nn.Module):
         scene = self.scene(torch.cat([means, maxima], dim=1).flatten(2).transpose(1, 2))
         return self.visual_norm(visual + scene) + self.image_positions
 
-    def shown(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+    def relevance_logits(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
         """(B, grid_tokens) logits of whether a visual token shows some of what is asked for, from last hidden states
         (B, T, D) of sequences (B, T); rows with fewer visual tokens are padded."""
         is_visual = input_ids == self.image_id
         states = pad_sequence(hidden[is_visual].split(is_visual.sum(1).tolist()), batch_first=True)
         return self.relevance(states[:, -self.grid_tokens :].float())[..., 0]
 
-    def noticed(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, image_tokens, D) with what a first pass over the prompts found on them marked, and what it
-        found, as `shown` gives it. Words do not teach it where to look: no gradient goes back through the marks."""
+    def marked(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, image_tokens, D) with what a first pass over the prompts found on them marked, and the
+        `relevance_logits` that it found. Words do not teach it where to look: marks pass no gradient on."""
         input_ids, mask = pad(prompts, self.pad_id, device=visual.device)
-        found = self.shown(self(input_ids, mask, visual, torch.zeros_like(mask), shapes=shapes), input_ids)
-        share = F.pad(found.detach().sigmoid(), (visual.shape[1] - found.shape[1], 0))
+        found = self.relevance_logits(self(input_ids, mask, visual, torch.zeros_like(mask), shapes=shapes), input_ids)
+        before = self.image_tokens - self.grid_tokens
+        share = F.pad(found.detach().sigmoid(), (before, visual.shape[1] - before - found.shape[1]))
         return visual + share[..., None] * self.mark, found
 
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:

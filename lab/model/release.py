@@ -332,7 +332,13 @@ def module_from_checkpoint(path: Path | str, name: str, build: Callable[[Any], t
     if name not in checkpoint["hyper_parameters"]:
         raise ReleaseError(f"checkpoint '{path}' holds no {name}; give one of a stage that trains it")
     module = build(from_plain(config, checkpoint["hyper_parameters"][name], f"checkpoint '{path}'"))
-    module.load_state_dict(part(checkpoint, f"{name}."))
+    try:
+        module.load_state_dict(part(checkpoint, f"{name}."))
+    except RuntimeError:
+        raise ReleaseError(
+            f"checkpoint '{path}' has other weights than its configuration makes here; it is of another version of the "
+            "lab, which can merge it into a release"
+        ) from None
     return module.eval()
 
 

@@ -30,14 +30,15 @@ class TextReasoner(Reasoner):
     see, so that LoRA is on all linear layers, and may be left with its first layers alone.
     """
 
+    cuts_layers = True
     lora_targets = (*Reasoner.lora_targets, "gate_proj", "up_proj", "down_proj")
 
     def build(self, pretrained: bool) -> None:
         dtype = getattr(torch, self.config.dtype)
         language, self.tokenizer = read_language(self.config.model, dtype, pretrained, [SEG, IMAGE])
         layers, kept = language.model.layers, self.config.first_layers
-        if kept > len(layers):
-            raise LabError(f"'{self.config.model}' has {len(layers)} layers, not {kept}; lower reasoner.first_layers")
+        if not 0 <= kept <= len(layers):
+            raise LabError(f"'{self.config.model}' has {len(layers)} layers, not {kept}; change reasoner.first_layers")
         if kept:
             language.model.layers = layers[:kept]
             language.config.num_hidden_layers = kept

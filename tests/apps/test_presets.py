@@ -78,6 +78,7 @@ def test_every_configuration_builds_its_model_and_trainer(config, medsam, start,
         flags.append(f"{MODEL}.encoder={start.parent / 'stage0'}")
     if "smol/sft" in config:
         flags.append(f"{MODEL}.core_seg.reasoner.model={llama(tmp_path / 'llama')}")
+        flags.append(f"{MODEL}.core_seg.reasoner.first_layers=1")
     if "medsam" in text and "core_seg:" in text:
         name = "qwen" if "paper" in config else "idefics3"
         flags += [f"{MODEL}.core_seg.segmenter.weights={medsam}", f"{MODEL}.cache=null"]
@@ -129,6 +130,8 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
         f"{core}.reasoner.scene_dim=32",
         f"{MODEL}.segmenter_checkpoint=null",
     ]
+    if name == "llama":
+        sft.append(f"{core}.reasoner.first_layers=1")
     sizes = {"architecture": seen_by, "image_size": 64, "embed_dim": 32, "weights": "random", "pixel_range": "imagenet"}
     sizes = {"weights": medsam} if seen_by == "medsam" else sizes
     if seen_by == "sam2":

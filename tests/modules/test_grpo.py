@@ -35,7 +35,10 @@ def lesions(tmp_path_factory):
 def start(tmp_path_factory):
     """A release of a model that has learnt nothing, but that writes tags often enough to be told apart by format."""
     torch.manual_seed(0)
-    model, folder = CoreSeg(tiny_config()), tmp_path_factory.mktemp("start")
+    config, folder = tiny_config(), tmp_path_factory.mktemp("start")
+    config.reasoner.notice = True
+    model = CoreSeg(config)
+    torch.nn.init.normal_(model.reasoner.mark, std=0.02)
     scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     encoded, prompts = scene.encoded, scene.prompts
     with torch.no_grad():
@@ -228,6 +231,20 @@ def test_the_reference_is_the_model_of_the_start(grpo, start):
     trained = {name for name, p in grpo.core_seg.named_parameters() if p.requires_grad}
     assert any("lora_A" in name for name in trained)
     assert all("lora" in name or name.startswith(("adapter", "segmenter.mask_decoder")) for name in trained)
+
+
+def test_the_reference_notices_what_the_start_would_notice(grpo, batch, start):
+    """Else the penalty lets the first look, which no other loss holds, drift with LoRA."""
+    for name, parameter in grpo.core_seg.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model, encoded = load_release(start), grpo.encode(batch)
+    prompts = [model.reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
+    visual = model.see(encoded, prompts).visual
+    for row, group in enumerate(grpo.sample(batch)):
+        expected = model.reasoner.prompt([prompts[row]], visual[[row]], encoded.shapes[[row]]).embeds
+        torch.testing.assert_close(group.reference_prompt.embeds, expected)
+        assert not torch.allclose(group.prompt.embeds, expected)
 
 
 def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):

@@ -34,7 +34,10 @@ def lesions(tmp_path_factory):
 def start(tmp_path_factory):
     """A release of a model that has learnt nothing, but that often writes tags, `<seg>` and the end of its answer."""
     torch.manual_seed(0)
-    model, folder = CoreSeg(tiny_config(layers=2)), tmp_path_factory.mktemp("start")
+    config, folder = tiny_config(layers=2), tmp_path_factory.mktemp("start")
+    config.reasoner.notice = True
+    model = CoreSeg(config)
+    torch.nn.init.normal_(model.reasoner.mark, std=0.02)
     scene = model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment the cyst."])
     with torch.no_grad():
         opened = model.reasoner.prompt(scene.prompts, scene.seen.visual)

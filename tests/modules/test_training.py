@@ -129,8 +129,9 @@ def test_every_baseline_and_ablation_trains_and_answers(overlay, lesions, tmp_pa
     assert all(loss == loss for _, loss in metrics("run"))
     model = load_model("runs/run/checkpoints/last.ckpt")
     saved = model.config
-    built = saved.adapter.kind, saved.adapter.state, saved.prompt, saved.reasoner.notice
-    assert (built == ("paper", "seg", "semantic", True)) == (overlay.stem == "no_reasoning")
+    built = saved.adapter.kind, saved.adapter.state, saved.prompt
+    assert (built == ("paper", "seg", "semantic")) == (overlay.stem in ("no_reasoning", "one_look"))
+    assert saved.reasoner.notice == (overlay.stem in ("linear_adapter", "mean_state", "no_reasoning"))
     text = "<think> - </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
     assert model.segment_text(model.open([np.zeros((64, 64, 3), np.uint8)], ["Segment."]), [text])[0].has_mask
 
