@@ -11,7 +11,7 @@ from lab.errors import LabError
 FOLDER = Path("runs/demo")
 SHARES = {"segmenter": 0.5, "sft": 0.38, "grpo": 0.12}
 """Of the minutes for training."""
-STEPS_PER_MINUTE = {"segmenter": 85, "sft": 100, "grpo": 16}
+STEPS_PER_MINUTE = {"segmenter": 85, "sft": 80, "grpo": 16}
 """Optimiser steps of the demo's small images that 2 cores do; this sets where the cosine ends."""
 IMAGE_SIZE, IMAGES, EVALUATED = 192, 1200, 120
 STAGES = {

@@ -56,6 +56,15 @@ class Cell:
     """The cell that it starts from; none is stage 0, and the language model."""
     flags: tuple[str, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        """Of all that its configurations say, of its flags, and of the cell before it: a cell that was trained as they
+        were once is another."""
+        read = [yaml.safe_load((CONFIGS / config).read_text()) for config in self.configs]
+        before = CELLS[self.after].digest if self.after else ""
+        told = json.dumps([self.share, self.flags, before, read], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -204,7 +213,8 @@ def trained(name: str, seed: int, shared: Shared, end: float) -> Path | None:
     if None in starts.values():
         return None
     minutes = (end - time.monotonic()) / 60
-    return train(cell, f"{shared.runs}/{name}-{seed}", shared.manifest, starts, seed, shared.quick, minutes)
+    run = f"{shared.runs}/{name}-{seed}-{cell.digest}"
+    return train(cell, run, shared.manifest, starts, seed, shared.quick, minutes)
 
 
 def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
@@ -365,12 +375,19 @@ def main(
             track: evaluated(checkpoint, Path(other or manifest), limit, folder / track)
             for track, other in TRACKS.items()
         }
-        told = {"cell": name, "seed": seed, "steps": read_checkpoint(checkpoint)["global_step"]}
+        told = {
+            "cell": name,
+            "seed": seed,
+            "config": CELLS[name].digest,
+            "steps": read_checkpoint(checkpoint)["global_step"],
+        }
         path.write_text(json.dumps(told | {"settings": shared.settings(), "tracks": tracks}) + "\n")
     found = [json.loads(path.read_text()) for path in sorted(out.glob("*-*.json"))]
     for one in found:
         if one["settings"] != shared.settings():
             raise LabError(f"'{out}' holds cells of other settings, {one['settings']}; give another --out")
+        if one["config"] != CELLS[one["cell"]].digest:
+            raise LabError(f"cell {one['cell']} in '{out}' is of another configuration; move {one['cell']}-*.json away")
     written = {(one["cell"], one["seed"]): one for one in found}
     table = rows(written)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -26,7 +26,6 @@ class Sft(ReasoningModule):
     Args:
         core_seg: What to build; see `CoreSegConfig`. None takes that of `start`.
         start: Release folder, or checkpoint of stage 1, whose weights training goes on from.
-        notice: Have a `start` that was trained without it learn to notice, see `ReasonerConfig`.
         segmenter_checkpoint: Checkpoint or release of stage 0; None keeps the segmenter's own weights.
         language_checkpoint: Checkpoint of stage 1 or release whose reasoner is taken, without adapter and segmenter; a
             backbone that both see through stays the segmenter's.
@@ -63,7 +62,6 @@ class Sft(ReasoningModule):
         self,
         core_seg: CoreSegConfig | None = None,
         start: str | None = None,
-        notice: bool = False,
         segmenter_checkpoint: str | None = None,
         language_checkpoint: str | None = None,
         cache: str | None = None,
@@ -93,8 +91,6 @@ class Sft(ReasoningModule):
         if (core_seg is None) == (start is None):
             raise LabError("stage 1 either builds a model or goes on from one; give one of core_seg and start")
         model = load_model(start) if start else CoreSeg(core_seg)
-        if notice and not model.reasoner.config.notice:
-            model.reasoner.add_notice()
         self.save_hyperparameters({"core_seg": asdict(model.config), **arguments})
         if language_checkpoint is not None:
             taken = load_model(language_checkpoint).reasoner

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from benchmarks import ood, table
 from lab.data.reason import write_reason
+from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
@@ -32,15 +36,21 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     assert [row["cell"] for row in found] == ["sft", "text-box"] and all(row["n"] == 3 for row in found)
     assert found[1]["gain_ci"][0] <= found[1]["gain"] <= found[1]["gain_ci"][1]
     (runs,) = (tmp_path / "runs").glob("table-*")
-    checkpoint = runs / "sft-0" / "checkpoints" / "last.ckpt"
+    run_of = {name: next(runs.glob(f"{name}-0-*")) for name in ("sft", "text-box")}
+    checkpoint = run_of["sft"] / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
-    (runs / "text-box-0" / "checkpoints" / "last.ckpt").unlink()  # its JSON is enough
+    (run_of["text-box"] / "checkpoints" / "last.ckpt").unlink()  # its JSON is enough
     table.main(manifest, 0, **settings)
     assert checkpoint.stat().st_mtime_ns == before and "minutes are over" not in capsys.readouterr().out
     table.main(manifest, 0, **settings | {"quick": 0.004}, out=Path("out/other"))
     assert "minutes are over before sft" in capsys.readouterr().out, (
         "a run of other settings was taken for one of these"
     )
+    with pytest.raises(LabError, match="cell sft in 'out/table' is of another configuration; move sft-"):
+        other = replace(table.CELLS["sft"], flags=("--model.init_args.blind=1.0",))
+        with monkeypatch.context() as changed:
+            changed.setitem(table.CELLS, "sft", other)
+            table.main(manifest, 0, **settings)
     drawn = (tmp_path / "out" / "table" / "table.md").read_text()
     assert (
         "best of 1 of 5 baselines with language: text to box (Seg-Zero), SFT" in drawn and "mDice by modality" in drawn

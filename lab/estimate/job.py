@@ -84,7 +84,6 @@ def read_job(settings: dict[str, Any], beside: Path) -> Job:
         )
     core_seg = h.get("core_seg") or start_of(h, beside)
     config = from_plain(CoreSegConfig, core_seg, f"the model of '{beside}'")
-    config.reasoner.notice |= h.get("notice", False)
     parts, trainer = settings["data"]["init_args"]["train"], settings["trainer"]
     of_parts = [(part["per_batch"], part.get("queries_per_image", 1)) for part in parts]
     job = Job(
