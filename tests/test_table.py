@@ -7,14 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import ood, table
+from benchmarks import ood, own_words, table
 from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
+from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,8 +76,24 @@ def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monke
         assert "../shared" not in config and "releases/" not in config, "it starts from what has seen everything"
 
 
+def test_a_blind_seg_draws_the_same_whatever_is_said_before_it():
+    model = CoreSeg(tiny_config()).eval()
+    text = "<think> {} </think><answer>The cyst are located at [[10,10,60,60]]. The mask is <seg>.</answer>"
+    scene = model.open([np.zeros((64, 64, 3), np.uint8)] * 2, ["Segment the cyst."] * 2)
+
+    def drawn():
+        one, other = model.segment_text(scene, [text.format("left"), text.format("right")])
+        return one.probability, other.probability
+
+    assert np.abs(np.subtract(*drawn())).max() > 1e-6
+    own_words.blind(model)
+    np.testing.assert_allclose(*drawn(), atol=1e-6)
+
+
 def test_the_benchmarks_take_what_their_docstrings_say(tmp_path):
-    for name, flags in (("table", ["--cells=[nothing]"]), ("ood", []), ("free_form", ["--models=[nothing]"])):
+    asking = ["--models=[nothing]"]
+    commands = {"table": ["--cells=[nothing]"], "ood": [], "free_form": asking, "own_words": asking}
+    for name, flags in commands.items():
         command = [sys.executable, "-m", f"benchmarks.{name}", f"--manifest={tmp_path / 'none.jsonl'}", *flags]
         if name == "ood":
             command.append("--budget-minutes=0")
