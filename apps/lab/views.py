@@ -36,8 +36,6 @@ class Shown:
     prediction: Prediction
     attention: np.ndarray
     """(H, W), 0..1."""
-    noticed: np.ndarray | None = None
-    """(H, W) uint8, before a word was written; None of a model that does not notice."""
     truth: np.ndarray | None = None
     """(H, W) bool, where it is known."""
     facts: Facts | None = None
@@ -45,6 +43,8 @@ class Shown:
     other: np.ndarray | None = None
     """(H, W) bool, the mask of the first model, to tell the difference from."""
     scores: dict[str, float] = field(default_factory=dict)
+    noticed: np.ndarray | None = None
+    """(H, W) uint8, before a word was written; None of a model that does not notice."""
 
 
 def data_uri(pixels: np.ndarray, side: int = SHOWN_SIDE) -> str:
@@ -119,7 +119,7 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
     pictures = "".join(f'<img class="layer {name}" src="{data_uri(p)}" alt="">' for name, p in layers.items())
     if shown and shown.noticed is None:
         pictures += (
-            '<span class="layer noticed">This model reads the prompt once: it notices nothing before it speaks</span>'
+            '<span class="layer unnoticed">This model reads the prompt once: it notices nothing before it speaks</span>'
         )
     shape = f"aspect-ratio:{width}/{height};max-width:calc(56vh * {width} / {height})"
     return (

@@ -80,8 +80,8 @@ def test_a_viewer_has_the_layers_that_are_known(prediction, mask):
     layers = lambda **known: set(  # noqa: E731
         re.findall(r'class="layer (\w+)"', views.viewer(image, views.Shown("m", prediction, mask * 0.5, **known)))
     )
-    assert layers() == {"overlay", "contour", "attention", "boxes", "noticed"}
-    assert layers(truth=mask) == {"overlay", "contour", "attention", "boxes", "errors", "truth", "noticed"}
+    assert layers() == {"overlay", "contour", "attention", "boxes", "unnoticed"}
+    assert layers(truth=mask) == {"overlay", "contour", "attention", "boxes", "errors", "truth", "unnoticed"}
     assert "difference" in layers(other=mask) and "noticed" in layers(noticed=mask.astype(np.uint8))
     nothing, something = (
         views.viewer(image, views.Shown("m", prediction, mask * 0.5, noticed=noticed))
