@@ -39,7 +39,7 @@ def inputs(model):
 
 def sample(model, inputs, **sampling):
     _, prompts, visual = inputs
-    sampling = Sampling(**{"temperature": 1.0, "seed": 3} | sampling)
+    sampling = Sampling(**{"temperature": 1.0, "seed": 5} | sampling)
     steps = list(model.reasoner.decode(prompts, visual, G, 12, sampling))
     return collect(steps, len(prompts), G), collect([s._replace(tokens=s.log_probs) for s in steps], len(prompts), G)
 
@@ -56,7 +56,7 @@ def plain_log_probs(model, inputs, image, completion, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_log_probs_equal_those_of_a_plain_forward(model, inputs, temperature):
     tokens, log_probs = sample(model, inputs, temperature=temperature)
-    assert len({len(completion) for group in tokens for completion in group}) > 1
+    assert len({len(completion) for group in tokens for completion in group}) > 2
     for image, group in enumerate(tokens):
         for completion, found in zip(group, log_probs[image]):
             expected = plain_log_probs(model, inputs, image, completion, temperature)
