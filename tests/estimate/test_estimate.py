@@ -1,5 +1,6 @@
 """Without these a user would rent GPUs on which the run then dies, or four times as many as it needs."""
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from apps.estimate import read_arguments
 from lab.data.reason import write_reason
 from lab.estimate.job import Job
 from lab.estimate.machines import Machine
-from lab.estimate.plan import GIB, USABLE, advise, best, estimate, estimates
+from lab.estimate.plan import GIB, USABLE, advise, best, estimate, estimates, trace
 from lab.estimate.published import PUBLISHED, architecture
 from lab.model.core_seg import CoreSeg, CoreSegConfig
 from lab.model.reasoner import ReasonerConfig
@@ -68,11 +69,12 @@ def compare(job, found):
     assert memory.peak - memory.held == pytest.approx(took - memory.held, rel=0.15)  # weights hide nothing
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_memory_of_stage_1_is_what_a_step_takes(lesions, tmp_path, monkeypatch, bf16):
+@pytest.mark.parametrize(("bf16", "checkpointing"), [(True, False), (False, False), (True, True)])
+def test_memory_of_stage_1_is_what_a_step_takes(lesions, tmp_path, monkeypatch, bf16, checkpointing):
     monkeypatch.chdir(tmp_path)
     sizes = [f"{MODEL}.core_seg.{size}" for size in SIZES]
     more = [f"{MODEL}.segmenter_checkpoint=null", f"{MODEL}.bf16={bf16}", f"{MODEL}.decoder_after=0", *sizes]
+    more += [f"{MODEL}.gradient_checkpointing={checkpointing}"]
     job, found = measured("sft", lesions, tmp_path, *more, f"{MODEL}.own_text=0")
     compare(job, found)
 
@@ -173,11 +175,26 @@ def test_gradient_checkpointing_and_halves_save_what_they_should(preset):
     forward = plain.job.records * 2 * (plain.traced.sizes["layers"] / 4) * (plain.traced.prompt_tokens + 16)
     assert again.flops - plain.traced.phases.learning.flops == pytest.approx(forward, rel=0.2)
     kept = plain.job.records * (plain.traced.prompt_tokens + 16) * WIDTH * LAYERS  # elements of one state a layer
-    assert plain.traced.phases.learning.peak - again.peak > 7.5 * kept * 2  # of some 10; the peak is elsewhere then
+    assert plain.traced.phases.learning.peak - again.peak > 20 * kept * 2  # of 26 that a layer keeps for its gradients
     half = estimate(preset(weights=torch.bfloat16), ONE, "single")
     model = AutoModelForImageTextToText.from_config(architecture(plain.job.core_seg.reasoner.model))
     halved = 2 * sum(p.numel() for p in model.parameters())
     assert plain.memory.weights - half.memory.weights == pytest.approx(halved, rel=1e-5)  # and a few buffers
+
+
+def test_a_peak_does_not_depend_on_the_garbage_collector(preset):
+    """Graphs in reference cycles were counted until Python's collector came by: tests passed or failed by chance."""
+    job = preset(answer_tokens=16, checkpointing=True)
+    peaks = []
+    for threshold in (0, 20):  # never, and all the time
+        before = gc.get_threshold()
+        gc.set_threshold(threshold)
+        trace.cache_clear()
+        try:
+            peaks.append(estimate(job, ONE, "single").traced.phases)
+        finally:
+            gc.set_threshold(*before)
+    assert peaks[0] == peaks[1]
 
 
 def test_shards_add_up_and_a_share_is_a_part_of_the_batch(preset):
