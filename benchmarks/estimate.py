@@ -1,4 +1,4 @@
-"""Makes the table under "Memory and time" in docs/scaling.md anew: `python -m benchmarks.estimate`, some 8 minutes.
+"""Makes the table under "Memory and time" in docs/scaling.md anew: `python -m benchmarks.estimate`, some 4 minutes.
 
 Nothing is trained, and neither weights nor a GPU are needed: every row is one of `core-seg estimate`.
 """
