@@ -106,7 +106,7 @@ def evaluate(
     """
     from lab.baselines.unet import unet_from_checkpoint
     from lab.data.manifest import read_manifest
-    from lab.data.sample import lesion_boxes
+    from lab.data.sample import evenly, lesion_boxes
     from lab.errors import LabError
     from lab.evaluation.influence import reasoning_influence
     from lab.evaluation.metrics import bootstrap_interval, summarise
@@ -121,8 +121,7 @@ def evaluate(
     records = [record for record in read_manifest(manifest) if record.split == split]
     if not records:
         raise LabError(f"{manifest}: no record has split '{split}'; name another split")
-    if 0 < limit < len(records):
-        records = [records[place * len(records) // limit] for place in range(limit)]
+    records = evenly(records, limit)
     about = {
         "model": model.name if model.is_dir() else "/".join(model.parts[-3:]),
         "manifest": "/".join(manifest.parts[-2:]),

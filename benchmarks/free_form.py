@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 
 from lab.data.manifest import read_manifest
 from lab.data.reason import LEADS
+from lab.data.sample import evenly
 from lab.errors import LabError
 from lab.evaluation.compare import compare
 from lab.evaluation.report import machine
@@ -82,9 +83,7 @@ def main(manifest: Path, models: list[Path], limit: int = 0, out: Path | None = 
         limit: Ask this many, evenly spread; 0 asks all.
         out: JSON to write.
     """
-    records = [record for record in read_manifest(manifest) if record.split == "test"]
-    if 0 < limit < len(records):
-        records = [records[place * len(records) // limit] for place in range(limit)]
+    records = evenly([record for record in read_manifest(manifest) if record.split == "test"], limit)
     free = [replace(record, query=in_other_words(record.query, place)) for place, record in enumerate(records)]
     told = machine() | {"manifest": manifest.as_posix(), "models": {}}
     for model in models:

@@ -16,7 +16,8 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from apps.demo import say
-from benchmarks.table import Cell, evaluated, mean_dice, run_folder, train, underscored
+from benchmarks.cells import Cell, evaluated, run_folder, train
+from benchmarks.table import mean_dice, underscored
 from lab.evaluation.compare import compare
 
 STAGE_0 = Cell("stage 0", ("segmenter.yaml",), 0.4)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from lab.data.manifest import read_manifest
+from lab.data.sample import evenly
 from lab.evaluation.compare import compare
 from lab.evaluation.report import machine
 from lab.evaluation.run import evaluate
@@ -39,8 +40,7 @@ def main(manifest: Path, models: list[Path], split: str = "train", limit: int = 
         limit: Ask this many, evenly spread; 0 asks all.
         out: JSON to write.
     """
-    records = [record for record in read_manifest(manifest) if record.split == split]
-    records = records[:: max(1, len(records) // limit)][:limit] if limit else records
+    records = evenly([record for record in read_manifest(manifest) if record.split == split], limit)
     told = machine() | {"manifest": manifest.as_posix(), "split": split, "models": {}}
     for path in models:
         model = load_model(path)

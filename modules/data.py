@@ -12,7 +12,7 @@ from lab.data.dataset import RecordDataset
 from lab.data.manifest import read_manifest
 from lab.data.mixture import MixtureSampler, Part
 from lab.data.packed import PackedRecords
-from lab.data.sample import Record, Sample
+from lab.data.sample import Record, Sample, evenly
 from lab.errors import LabError
 
 
@@ -68,10 +68,7 @@ class Lesions(L.LightningDataModule):
 
     def val_records(self) -> Sequence[Record]:
         """What is validated on, by all processes together."""
-        records = split_of(self.val, self.val_split)
-        if self.val_limit:
-            records = records[:: max(1, len(records) // self.val_limit)][: self.val_limit]
-        return records
+        return evenly(split_of(self.val, self.val_split), self.val_limit)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(RecordDataset(self._share(self.val_records())))

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from lab.data.dataset import boxes_to_name
 from lab.data.facts import measure
 from lab.data.images import load_sample
-from lab.data.sample import Sample
+from lab.data.sample import Sample, evenly
 from lab.evaluation.metrics import dice_iou
 from lab.grpo.rewards import detect_rewards, faithful_rewards, format_rewards, segment_rewards
 from modules.grpo import Grpo
@@ -73,8 +73,7 @@ class RolloutFiles(L.Callback):
         return Path(trainer.loggers[0].save_dir) / "rollouts"
 
     def followed(self, trainer: L.Trainer) -> list:
-        records = trainer.datamodule.val_records()
-        return [records[place * len(records) // self.follow] for place in range(min(self.follow, len(records)))]
+        return list(evenly(trainer.datamodule.val_records(), self.follow)) if self.follow else []
 
     @rank_zero_only
     def write(self, trainer: L.Trainer, name: str, rows: list[dict]) -> None:

@@ -1,6 +1,7 @@
 """One record of a manifest, and the same record with its pixels loaded."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,13 @@ class Record:
     """What is asked about the image; `read_manifest` fills it in where the file has none."""
     reasoning: str = ""
     """Chain of thought; empty means that it is written from facts measured on the mask."""
+
+
+def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
+    """So many of the records, evenly spread; all of them when the count is 0, or more than there are."""
+    if not 0 < count < len(records):
+        return records
+    return [records[place * len(records) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)

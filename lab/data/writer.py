@@ -19,7 +19,7 @@ from lab.data.images import ImageError, load_sample
 from lab.data.manifest import read_manifest
 from lab.data.quality import PASS_SCORE, clean, find_faults, overall_score, parse_scores, refuses
 from lab.data.reasoning import parse_claims, write
-from lab.data.sample import Record, Sample
+from lab.data.sample import Record, Sample, evenly
 from lab.errors import LabError
 
 REWRITES = 3
@@ -126,9 +126,7 @@ def write_reasoning(
     """
     if out.absolute() == manifest.absolute():
         raise LabError(f"--out '{out.name}' is the manifest itself; give another name")
-    records = read_manifest(manifest)
-    if 0 < limit < len(records):
-        records = [records[place * len(records) // limit] for place in range(limit)]
+    records = evenly(read_manifest(manifest), limit)
     if service is None:
         if dry_run:
             return f"{len(records)} records would be written from facts; nothing is sent"

@@ -2,26 +2,23 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    FastVlmForConditionalGeneration,
-)
+from transformers import FastVlmForConditionalGeneration
 
 from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode, pad
+from lab.model.lora import add_lora, merged_lora, settle_lora, without_lora
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
-from lab.model.seg_row import RowOfEmbedding, RowOfHead, settle_row, train_row
+from lab.model.seg_row import settle_row, train_row
 from lab.model.segmenter import normalise
 from lab.model.small import IMAGE, INIT_STD, small_config, small_tokenizer
 
@@ -177,41 +174,19 @@ class Reasoner(nn.Module):
         self.config.lora_rank = rank
         for part in (self.language_model, self.model.lm_head) if self.shares_tower else (self.model,):
             part.requires_grad_(False)
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(self.lora_targets))
-        inject_adapter_in_model(lora, self.language_model)
-        for parameter in self.language_model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # PEFT takes the dtype of the weights
+        add_lora(self.language_model, rank, self.lora_targets)
         if not self.small:
             train_row(self.model, self.seg_id)
 
     def merge_lora(self) -> None:
         """Add LoRA, and the trained row of `<seg>`, to the weights that they stand for, and remove them."""
-        language_model = self.language_model
         settle_row(self.model)
-        for name, layer in list(language_model.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge()
-                language_model.set_submodule(name, layer.get_base_layer())
-        vars(language_model).pop("peft_config", None)
+        settle_lora(self.language_model)
         self.config.lora_rank = 0
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Within, LoRA is switched off: the model is the one that LoRA was added to."""
-        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
-        rows = [module for module in self.modules() if isinstance(module, (RowOfEmbedding, RowOfHead))]
-        for layer in layers:
-            layer.enable_adapters(False)
-        for row in rows:
-            row.active = False
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-            for row in rows:
-                row.active = True
+        return without_lora(self)
 
     def checkpoint_gradients(self) -> None:
         """Compute the language model's activations again in the backward pass instead of keeping them."""
@@ -226,23 +201,6 @@ class Reasoner(nn.Module):
             yield
         finally:
             language_model.train(was_training)
-
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Within, LoRA is part of the weights, which saves its work at every token; afterwards they are as before, to
-        the bit. Where the weights are bfloat16, which would round most of it away, it stays beside them."""
-        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
-        layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float32]
-        weights = [layer.get_base_layer().weight.data for layer in layers]
-        before = [weight.clone() for weight in weights]
-        for layer in layers:
-            layer.merge()
-        try:
-            yield
-        finally:
-            for layer, weight, value in zip(layers, weights, before):
-                layer.unmerge()
-                weight.copy_(value)
 
     def prompt_ids(self, query: str, frame: Frame | None = None) -> list[int]:
         """Chat prompt: the query, then the visual tokens, which in this order can look for what is asked.
@@ -408,7 +366,7 @@ class Reasoner(nn.Module):
     ) -> Iterator[Step]:
         """`lab.model.decoding.decode` with this model; shapes as in `forward`."""
         lm_head, prompt = self.model.lm_head, self.prompt(prompts, visual, shapes)
-        with self.merged(), self.writing():
+        with merged_lora(self), self.writing():
             yield from decode(
                 self.language_model, lm_head, prompt, group_size, max_new_tokens, sampling, self.eos_id, self.forbidden
             )

@@ -1,0 +1,68 @@
+"""LoRA within a language model: added, made part of its weights, switched off or merged for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lab.model.seg_row import RowOfEmbedding, RowOfHead
+
+
+def add_lora(language_model: nn.Module, rank: int, targets: tuple[str, ...]) -> None:
+    """Put trained LoRA of this rank, in float32, beside linear layers of these names.
+
+    Raises:
+        ValueError: No layer has such a name.
+    """
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)), language_model)
+    for parameter in language_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # PEFT takes the dtype of the weights
+
+
+def settle_lora(language_model: nn.Module) -> None:
+    """Make LoRA, where there is some, part of the weights."""
+    for name, layer in list(language_model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            language_model.set_submodule(name, layer.get_base_layer())
+    vars(language_model).pop("peft_config", None)
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Within, LoRA and the trained row of `<seg>` are switched off: the model is the one that they were added to."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    rows = [module for module in model.modules() if isinstance(module, (RowOfEmbedding, RowOfHead))]
+    for layer in layers:
+        layer.enable_adapters(False)
+    for row in rows:
+        row.active = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for row in rows:
+            row.active = True
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """Within, LoRA is part of the weights, which saves its work at every token; afterwards they are as before, to the
+    bit. Where the weights are bfloat16, which would round most of it away, it stays beside them."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float32]
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    before = [weight.clone() for weight in weights]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, weight, value in zip(layers, weights, before):
+            layer.unmerge()
+            weight.copy_(value)
