@@ -10,6 +10,7 @@ import torch
 from apps.lab.library import Library
 from lab.model.core_seg import CoreSeg, Prediction, Scene
 from lab.model.decoding import Sampling
+from lab.model.gaze import attention, noticed
 
 try:
     from spaces import GPU as on_gpu  # there in a Space on Hugging Face
@@ -28,7 +29,7 @@ class Answer(NamedTuple):
     attention: np.ndarray
     """(H, W), 0..1."""
     noticed: np.ndarray | None
-    """(H, W) uint8, 255 for sure; see `CoreSeg.noticed`."""
+    """(H, W) uint8, 255 for sure; see `lab.model.gaze`."""
 
 
 class Asker:
@@ -67,9 +68,9 @@ class Asker:
 
 def finished(model: CoreSeg, scene: Scene, said: list[Prediction]) -> Answer:
     (prediction,) = said
-    attention, noticed = model.attention(scene, [prediction.text])[0], model.noticed(scene)[0]
-    noticed = None if noticed is None else (255 * noticed).astype(np.uint8)
-    return Answer(placed(scene, torch.device("cpu")), prediction, attention, noticed)
+    found = noticed(model, scene)[0]
+    found = None if found is None else (255 * found).astype(np.uint8)
+    return Answer(placed(scene, torch.device("cpu")), prediction, attention(model, scene, [prediction.text])[0], found)
 
 
 def placed(scene: Scene, device: torch.device) -> Scene:

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lab.data.dataset import model_pixels
 from lab.data.images import Frame
@@ -318,40 +317,6 @@ class CoreSeg(nn.Module):
         visual, shapes = scene.seen.visual, scene.encoded.shapes
         steps = self.reasoner.decode(scene.prompts, visual, count, max_new_tokens, sampling, shapes)
         return [self.reasoner.decode_text(ids) for ids in collect(steps, 1, count)[0]]
-
-    @torch.no_grad()
-    def attention(self, scene: Scene, texts: list[str]) -> list[np.ndarray]:
-        """Where the semantic prompt of each answer looks: (H, W) float32, 0..1, over the image; zeros without `<seg>`.
-
-        The weights of the mask decoder's last attention from tokens to image, mean over heads and prompt tokens.
-        """
-        completions = [self.reasoner.completion_ids(text) for text in texts]
-        output = self(scene.encoded, scene.prompts, completions, seen=scene.seen)
-        maps = [np.zeros(image.shape[:2], np.float32) for image in scene.images]
-        rows = output.mask_rows.tolist()
-        if rows:
-            weights = self.segmenter.prompt_attention(scene.encoded.embeddings[rows], output.prompt_tokens)
-            for row, weight in zip(rows, weights):
-                frame = Frame(*maps[row].shape, self.config.segmenter.image_size)
-                looked = frame.logits_to_original(weight[None])[0].clamp(min=0)
-                maps[row] = (looked / looked.max().clamp(min=1e-9)).float().cpu().numpy()
-        return maps
-
-    def noticed(self, scene: Scene) -> list[np.ndarray | None]:
-        """What the first look found: (H, W) float32, 0..1, how surely each place of an image shows some of what is
-        asked for; None of a model with one look."""
-        if scene.seen.relevance_logits is None:
-            return [None] * len(scene.images)
-        maps = []
-        for image, shape, logits in zip(scene.images, scene.encoded.shapes.tolist(), scene.seen.relevance_logits):
-            height, width = image.shape[:2]
-            grid = logits[: shape[0] * shape[1]].float().unflatten(0, shape)[None]
-            if self.config.reasoner.dynamic:  # it is of the image alone
-                place = F.interpolate(grid[:, None], (height, width), mode="bilinear")[:, 0]
-            else:
-                place = Frame(height, width, self.config.segmenter.image_size).logits_to_original(grid)
-            maps.append(place[0].sigmoid().cpu().numpy())
-        return maps
 
     def _segment(self, scene: Scene, completions: list[list[int]], start: float) -> list[Prediction]:
         texts = [self.reasoner.decode_text(ids) for ids in completions]

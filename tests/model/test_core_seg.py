@@ -11,6 +11,7 @@ from lab.data.sample import lesion_boxes, without_specks
 from lab.model.answer import mirrored
 from lab.model.core_seg import CoreSeg, Seen
 from lab.model.decoding import pad
+from lab.model.gaze import noticed
 from lab.model.release import ReleaseError, load_model, load_release, load_segmenter, save_release
 from lab.model.segmenter import Segmenter
 from tests.tiny_model import tiny_config
@@ -107,7 +108,7 @@ def test_what_the_first_look_finds_is_marked_before_a_word_is_written(images):
     torch.testing.assert_close(output.relevance_logits, before.relevance_logits)  # they are of the first look
     assert not torch.allclose(output.logits, before.logits)
     lower_right = torch.full_like(scene.seen.relevance_logits, -9).index_fill(1, torch.tensor([3]), 9)
-    for image, found in zip(images, model.noticed(replace(scene, seen=Seen(plain, lower_right)))):
+    for image, found in zip(images, noticed(model, replace(scene, seen=Seen(plain, lower_right)))):
         assert found.shape == image.shape[:2] and found[-1, -1] > 0.9 and found[0, 0] < 0.1
     other = model.see(scene.encoded, [scene.prompts[0], scene.prompts[0]]).visual - plain
     assert torch.allclose(other[0], marks[0]) and not torch.allclose(other[1], marks[1])

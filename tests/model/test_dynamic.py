@@ -1,5 +1,7 @@
 """Without these a Qwen2.5-VL that sees an image in its own shape would read another image, or learn the wrong place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from lab.data.images import Frame
 from lab.errors import LabError
 from lab.grpo.policy import group_pass
 from lab.model.adapter import AdapterConfig
-from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output, Seen
 from lab.model.decoding import Sampling, collect, token_log_probs
+from lab.model.gaze import noticed
 from lab.model.reasoner import ReasonerConfig
 from lab.model.segmenter import SegmenterConfig
 from modules.sft import Sft
@@ -167,6 +170,23 @@ def test_cached_features_make_the_batch_that_computed_ones_do(sft, images):
     two = sft.encode(batch([1, 0]))
     assert two.features.shape[1] == 40 and two.shapes.tolist() == [[8, 5], [4, 8]]
     torch.testing.assert_close(two.features[1, :32], computed.features[0, :32], atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_two_looks_mark_each_image_in_its_own_shape(config, images):
+    twice = CoreSeg(replace(config, reasoner=replace(config.reasoner, notice=True))).eval()
+    torch.nn.init.ones_(twice.reasoner.mark)
+    scene = twice.open(images, QUERIES)
+    plain = twice.reasoner.see(scene.encoded.features, scene.encoded.embeddings)
+    marks = (scene.seen.visual - plain)[..., 0]
+    for row, (image, query, shape) in enumerate(zip(images, QUERIES, SHAPES)):
+        count, alone = shape[0] * shape[1], twice.open([image], [query])
+        assert (marks[row, :count] > 0).all()
+        torch.testing.assert_close(scene.seen.visual[row, :count], alone.seen.visual[0], atol=1e-4, rtol=1e-4)
+        logits = torch.full_like(scene.seen.relevance_logits, -9)
+        logits[row, count - 1] = 9  # the last of its visual tokens is in the corner of the image
+        found = noticed(twice, replace(scene, seen=Seen(plain, logits)))[row]
+        assert found.shape == image.shape[:2] and found[-1, -1] > 0.9 and (found > 0.5).mean() < 2 / count
 
 
 @pytest.mark.parametrize("name", [name for name in REASONERS if name != "qwen"])
