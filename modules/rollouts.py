@@ -62,7 +62,7 @@ class RolloutFiles(L.Callback):
     def ask(self, trainer: L.Trainer, module: Grpo) -> None:
         """Each process asks a part of the followed images."""
         if self.follow:
-            records = self.followed(trainer)
+            records = evenly(trainer.datamodule.val_records(), self.follow)
             share = math.ceil(len(records) / trainer.world_size)
             own = records[trainer.global_rank * share :][:share]
             with gathered(module):
@@ -71,9 +71,6 @@ class RolloutFiles(L.Callback):
 
     def folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.loggers[0].save_dir) / "rollouts"
-
-    def followed(self, trainer: L.Trainer) -> list:
-        return list(evenly(trainer.datamodule.val_records(), self.follow)) if self.follow else []
 
     @rank_zero_only
     def write(self, trainer: L.Trainer, name: str, rows: list[dict]) -> None:

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from lab.estimate.job import Job
 from lab.estimate.published import architecture
 from lab.model.adapter import adapter_for
 from lab.model.build import segmenter_for
+from lab.model.lora import add_lora
 from lab.model.pretrained import LANGUAGE
 from lab.model.reasoner import Reasoner
 from lab.model.small import small_config, small_tokenizer
@@ -77,12 +77,8 @@ class Skeleton(nn.Module):
         if job.lora_rank:
             for part in (self.language_model, self.vlm.lm_head) if self.shares_tower else (self.vlm,):
                 part.requires_grad_(False)
-            lora = LoraConfig(r=job.lora_rank, lora_alpha=2 * job.lora_rank, target_modules=list(self.lora_targets))
             with torch.device("meta"):
-                inject_adapter_in_model(lora, self.language_model)
-            for name, parameter in self.language_model.named_parameters():
-                if "lora_" in name:
-                    parameter.data = parameter.data.float()
+                add_lora(self.language_model, job.lora_rank, self.lora_targets)
         if not job.trains_encoders:
             self.tower.requires_grad_(False)
             self.segmenter.image_encoder.requires_grad_(False)

@@ -15,7 +15,7 @@ def add_lora(language_model: nn.Module, rank: int, targets: tuple[str, ...]) -> 
     """Put trained LoRA of this rank, in float32, beside linear layers of these names.
 
     Raises:
-        ValueError: No layer has such a name.
+        ValueError: No layer has any of these names.
     """
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)), language_model)
     for parameter in language_model.parameters():
