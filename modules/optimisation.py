@@ -9,7 +9,11 @@ from torch.distributed.tensor import DTensor
 
 
 def adamw_warmup_cosine(
-    parts: list[tuple[Iterable[nn.Parameter], float]], weight_decay: float, warmup_steps: int, total_steps: int
+    parts: list[tuple[Iterable[nn.Parameter], float]],
+    weight_decay: float,
+    warmup_steps: int,
+    total_steps: int,
+    falls_from: int = 0,
 ) -> dict:
     """Lightning's optimiser configuration, stepped every optimiser step.
 
@@ -18,6 +22,7 @@ def adamw_warmup_cosine(
         weight_decay: AdamW's decay of matrices; biases, norms and other vectors are not decayed.
         warmup_steps: Steps of linear warm-up.
         total_steps: Step at which the cosine reaches zero; later steps stay there.
+        falls_from: Step at which the cosine begins, if that is after the warm-up.
     """
     groups = []
     for parameters, rate in parts:
@@ -27,11 +32,12 @@ def adamw_warmup_cosine(
     groups = [group for group in groups if group["params"]]
     sharded = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
     optimizer = torch.optim.AdamW(groups, foreach=False if sharded else None)  # no list holds sharded and whole ones
+    falls_from = max(warmup_steps, falls_from)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        progress = min(1.0, max(0, step - falls_from) / max(1, total_steps - falls_from))
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

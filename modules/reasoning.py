@@ -117,4 +117,5 @@ class ReasoningModule(ScoredModule):
         ]
         parts = [([p for p in part.parameters() if id(p) not in encoders], rate) for part, rate in rates]
         parts.append((encoders.values(), h.get("encoder_learning_rate", 0.0)))
-        return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps)
+        falls_from = h.get("relevance_first", 0)
+        return adamw_warmup_cosine(parts, h.weight_decay, h.warmup_steps, h.total_steps, falls_from)

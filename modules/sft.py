@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 
 from lab.data.images import Frame
 from lab.errors import LabError
-from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
 from lab.model.decoding import Sampling
 from lab.model.release import load_model, load_segmenter
 from modules.parallel import gathered, shares, totals
@@ -38,6 +38,8 @@ class Sft(ReasoningModule):
         ce_share: Of cross-entropy in DiceCE.
         relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
             one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
+        relevance_first: First steps that learn relevance alone, from the prompts, in a third of the time, before the
+            cosine begins. A pretrained language model learns to follow the query slowly, and to write at once.
         prompt_weight: Of the distance from the adapter's first two prompt tokens to the prompt of the box around the
             true mask, which stage 0 taught the mask decoder to follow: else it learns to ignore what says nothing yet.
         decoder_after: First step that trains the mask decoder too, for the same reason.
@@ -72,6 +74,7 @@ class Sft(ReasoningModule):
         dice_share: float = 1.0,
         ce_share: float = 1.0,
         relevance_weight: float = 5.0,
+        relevance_first: int = 0,
         prompt_weight: float = 2.0,
         decoder_after: int = 1000,
         own_text: float = 0.5,
@@ -112,6 +115,8 @@ class Sft(ReasoningModule):
         encoded = self.encode(batch)
         reasoner = self.core_seg.reasoner
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
+        if self.global_step < self.hparams.relevance_first:
+            return self.learn_relevance(batch, encoded, prompts)
         completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         self.core_seg.segmenter.mask_decoder.requires_grad_(self.global_step >= self.hparams.decoder_after)
         if self.learns_from_own_text():
@@ -135,13 +140,25 @@ class Sft(ReasoningModule):
             losses = {
                 "text": F.cross_entropy(output.logits.float(), labels),
                 "seg": self.seg_loss(output, batch["target"]),
-                "relevance": self.relevance_loss(output, batch["target"], batch["frame"]),
+                "relevance": self.relevance_loss(output.relevance_logits, batch["target"], batch["frame"]),
                 "prompt": self.prompt_loss(output, batch["target"]),
             }
             losses = {name: part[name] * value for name, value in losses.items()}
             loss = sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
             named = {f"train/{name}_loss": value for name, value in losses.items()}
             self.log_dict(totals(named, self.device), prog_bar=True)
+        self.log_dict(totals({"train/loss": loss}, self.device))
+        return loss
+
+    def learn_relevance(self, batch: dict[str, list], encoded: Encoded, prompts: list[list[int]]) -> Tensor:
+        """The loss of a step on the prompts alone."""
+        reasoner = self.core_seg.reasoner
+        with self.autocast():
+            found = reasoner.found(prompts, reasoner.see(encoded.features, encoded.embeddings), encoded.shapes)
+        part = shares({"relevance": len(prompts)}, self.device)
+        loss = part["relevance"] * self.relevance_loss(found, batch["target"], batch["frame"])
+        self.log_dict(totals({"train/relevance_loss": loss}, self.device), prog_bar=True)
+        loss = self.hparams.relevance_weight * loss
         self.log_dict(totals({"train/loss": loss}, self.device))
         return loss
 
@@ -166,12 +183,13 @@ class Sft(ReasoningModule):
         target = torch.stack([targets[row] for row in output.mask_rows.tolist()]).to(self.device)
         return self.loss(output.mask_logits[:, None].float(), target[:, None])
 
-    def relevance_loss(self, output: Output, targets: list[Tensor], frames: list[Frame]) -> Tensor:
-        """Cross-entropy of what each visual token says of itself: does it show any of the queried lesion?
+    def relevance_loss(self, logits: Tensor, targets: list[Tensor], frames: list[Frame]) -> Tensor:
+        """Cross-entropy of what each visual token says of itself (B, grid_tokens): does it show any of the queried
+        lesion?
 
         All images count the same, however many visual tokens they have.
         """
-        logits, reasoner, shown = output.relevance_logits.float(), self.core_seg.reasoner, []
+        logits, reasoner, shown = logits.float(), self.core_seg.reasoner, []
         for target, frame in zip(targets, frames):
             height, width = reasoner.part(frame, len(target))
             seen = target[None, :height, :width].to(self.device)

@@ -57,7 +57,8 @@ class ReasonerConfig:
     """`small`, or a language model: channels of the segmenter's embedding, which it sees too, pooled to its grid."""
     notice: bool = False
     """Read the prompt twice: once for what each visual token shows of what is asked for, which the loss of relevance
-    teaches; then, and behind it the answer, with that marked on the visual tokens. Ours, not the paper's."""
+    teaches; then, and behind it the answer, with that marked on the visual tokens. A language model of text alone looks
+    the first time through `lab.model.look`. Ours, not the paper's."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -268,11 +269,16 @@ class Reasoner(nn.Module):
         states = pad_sequence(hidden[is_visual].split(is_visual.sum(1).tolist()), batch_first=True)
         return self.relevance(states[:, -self.grid_tokens :].float())[..., 0]
 
-    def marked(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, image_tokens, D) with what a first pass over the prompts found on them marked, and the
-        `relevance_logits` that it found. Words do not teach it where to look: marks pass no gradient on."""
+    def found(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> Tensor:
+        """`relevance_logits` of the visual tokens (B, image_tokens, D) of images that are asked these prompts."""
         input_ids, mask = pad(prompts, self.pad_id, device=visual.device)
-        found = self.relevance_logits(self(input_ids, mask, visual, torch.zeros_like(mask), shapes=shapes), input_ids)
+        hidden = self(input_ids, mask, visual, torch.zeros_like(mask), shapes=shapes)
+        return self.relevance_logits(hidden, input_ids)
+
+    def marked(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, image_tokens, D) with what a first look `found` on them marked, and what it found.
+        Words do not teach it where to look: marks pass no gradient on."""
+        found = self.found(prompts, visual, shapes)
         before = self.image_tokens - self.grid_tokens
         share = F.pad(found.detach().sigmoid(), (before, visual.shape[1] - before - found.shape[1]))
         return visual + share[..., None] * self.mark, found

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlamaConfig
 
 from lab.data.images import Frame
 from lab.errors import LabError
+from lab.model.decoding import pad
+from lab.model.look import Look
 from lab.model.pretrained import SEG, read_language, without_code, write_reasoner
 from lab.model.reasoner import Reasoner
-from lab.model.small import IMAGE, small_vision_config
+from lab.model.small import IMAGE, INIT_STD, small_vision_config
+
+QUERY = "what is asked"
 
 
 def with_eyes(language: LlamaConfig, image_id: int, image_size: int) -> FastVlmConfig:
@@ -43,24 +48,44 @@ class TextReasoner(Reasoner):
             language.model.layers = layers[:kept]
             language.config.num_hidden_layers = kept
         self.text_config = LlamaConfig.from_dict(without_code(language.config.to_dict()))
-        one_layer = LlamaConfig.from_dict(self.text_config.to_dict() | {"num_hidden_layers": 1})  # is replaced
+        replaced = {"num_hidden_layers": 1, "initializer_range": INIT_STD}  # the projector alone stays
+        one_layer = LlamaConfig.from_dict(self.text_config.to_dict() | replaced)
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE)
         config = with_eyes(one_layer, image_id, self.config.image_size)
         self.model = FastVlmForConditionalGeneration(config)
         self.model.model.language_model = language.model
         self.model.lm_head = language.lm_head
         self.model.config.text_config = self.text_config
+        self.before_query = len(self.tokenizer.encode(self.chat(QUERY).split(QUERY)[0], add_special_tokens=False))
 
     @property
     def shares_tower(self) -> bool:
         return True
 
+    def add_notice(self) -> None:
+        super().add_notice()
+        self.look = Look(self.hidden_size).to(self.mark.device)
+
+    def found(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> Tensor:
+        """As `Reasoner.found`, by the first look where it has one, to which the words are as they are."""
+        if not self.config.notice:
+            return super().found(prompts, visual, shapes)
+        asked = [prompt[: prompt.index(self.image_id)] for prompt in prompts]
+        input_ids, mask = pad(asked, self.pad_id, device=visual.device)
+        with torch.no_grad():
+            words = self(input_ids, mask, visual[:, :0], torch.zeros_like(mask))
+        mask[:, : self.before_query] = 0
+        return self.look(words.float(), mask, visual)
+
     def prompt_ids(self, query: str, frame: Frame | None = None) -> list[int]:
         """As `Reasoner.prompt_ids`, for a chat template whose messages are plain text."""
         content = query.replace("<", " ").replace(">", " ") + "\n" + self.visual_text(self.image_tokens)
+        return self.tokenizer.encode(self.chat(content), add_special_tokens=False)
+
+    def chat(self, content: str) -> str:
+        """What a user says, within the words of the chat template."""
         messages = [{"role": "user", "content": content}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def write_architecture(self, folder: Path) -> None:
         write_reasoner(folder, self.text_config, self.tokenizer)

@@ -81,6 +81,23 @@ def test_greedy_decoding_equals_hugging_face_generate_from_pixels(name, models, 
     assert ours[0] != ours[1] and len(set(ours[0])) > 2
 
 
+def test_a_language_model_looks_first_through_a_small_transformer_that_leaves_its_words_alone(paths, images):
+    torch.manual_seed(0)
+    model = build(paths["llama"], "llama", notice=True, lora_rank=2)
+    reasoner, scene = model.reasoner, model.open(images, QUERIES)
+    found = scene.seen.relevance_logits
+    for row in range(2):  # the padding of the shorter query is not read
+        alone = model.open(images[row : row + 1], QUERIES[row : row + 1]).seen.relevance_logits
+        torch.testing.assert_close(found[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+    assert (found - model.open(images, QUERIES[::-1]).seen.relevance_logits).abs().max() > 1e-3
+    model.freeze_encoders()
+    visual = reasoner.see(scene.encoded.features, scene.encoded.embeddings)
+    reasoner.found(scene.prompts, visual).square().sum().backward()
+    learns = {name for name, parameter in reasoner.named_parameters() if parameter.grad is not None}
+    assert {name for name, _ in reasoner.named_parameters() if name.startswith("look.")} < learns
+    assert not any("lora" in name for name in learns)
+
+
 def test_smolvlm_prompts_are_those_of_hugging_face(models):
     reasoner = models["idefics3"].reasoner
     processor = Idefics3Processor(reasoner.image_processor, reasoner.tokenizer, image_seq_len=4)

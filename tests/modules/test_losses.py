@@ -5,6 +5,7 @@ import torch
 
 from lab.data.images import Frame
 from lab.model.core_seg import Output
+from modules.optimisation import adamw_warmup_cosine
 from modules.sft import Sft
 from tests.tiny_model import tiny_config
 
@@ -14,9 +15,9 @@ def sft():
     return Sft(tiny_config())
 
 
-def output(prompt_tokens=None, relevance=None):
-    rows = torch.arange(0 if prompt_tokens is None else len(prompt_tokens))
-    return Output(torch.zeros(1, 5), torch.zeros(len(rows), 32, 32), rows, prompt_tokens, relevance)
+def output(prompt_tokens):
+    rows = torch.arange(len(prompt_tokens))
+    return Output(torch.zeros(1, 5), torch.zeros(len(rows), 32, 32), rows, prompt_tokens, torch.zeros(1, 4))
 
 
 def test_the_prompt_of_the_true_box_costs_nothing_and_another_does(sft):
@@ -36,5 +37,16 @@ def test_relevance_is_learnt_where_the_mask_is(sft):
     target = torch.zeros(32, 32)
     target[0:3, 17:20] = 1  # upper right of the 2 x 2 visual tokens
     right = torch.tensor([[-9.0, 9.0, -9.0, -9.0]])
-    assert sft.relevance_loss(output(relevance=right), [target], [Frame(64, 64, 64)]) < 1e-3
-    assert sft.relevance_loss(output(relevance=right.flip(1)), [target], [Frame(64, 64, 64)]) > 1
+    assert sft.relevance_loss(right, [target], [Frame(64, 64, 64)]) < 1e-3
+    assert sft.relevance_loss(right.flip(1), [target], [Frame(64, 64, 64)]) > 1
+
+
+def test_the_cosine_begins_where_it_is_told():
+    def rates(**given):
+        told = adamw_warmup_cosine([([torch.nn.Parameter(torch.zeros(2))], 1.0)], 0.0, 2, 10, **given)
+        scheduler = told["lr_scheduler"]["scheduler"]
+        return [scheduler.lr_lambdas[0](step) for step in (0, 1, 2, 5, 6, 8, 10, 12)]
+
+    assert rates(falls_from=6) == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0, 0])
+    assert rates() == rates(falls_from=1)
+    assert rates()[4] == pytest.approx(0.5)

@@ -60,7 +60,7 @@ def flags(stage: str, lesions: Path, start: Path, name: str, *more: str) -> list
     arguments += [f"{MODEL}.start={start}", f"{MODEL}.cache=null", f"{MODEL}.max_new_tokens=8", f"{MODEL}.bf16=false"]
     if stage == "sft":
         arguments += [f"{MODEL}.core_seg=null", f"{MODEL}.segmenter_checkpoint=null", f"{MODEL}.own_text=1"]
-        arguments += [f"{MODEL}.own_text_after=3", f"{MODEL}.decoder_after=2"]
+        arguments += [f"{MODEL}.own_text_after=3", f"{MODEL}.decoder_after=2", f"{MODEL}.relevance_first=1"]
         return [*arguments, "--model.class_path=tests.modules.told.ToldSft", *more]
     arguments += ["--model.class_path=tests.modules.told.ToldGrpo", f"{MODEL}.group_size=4"]
     callback = "[{class_path: modules.rollouts.RolloutFiles, init_args: {every: 1, follow: 3}}]"
@@ -94,7 +94,7 @@ def needs(strategy: str) -> list[str]:
     if strategy != "deepspeed":
         return []
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed; .ci/run installs it", exc_type=ImportError)
-    return [f"{MODEL}.own_text_after=9"]
+    return [f"{MODEL}.own_text_after=9", f"{MODEL}.relevance_first=0"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])

@@ -78,6 +78,21 @@ def test_a_resumed_run_equals_an_unbroken_one(stage, lesions, tmp_path, monkeypa
     load("runs/whole/checkpoints/best.ckpt")
 
 
+def test_first_steps_learn_relevance_alone_and_it_is_that_of_the_whole_loss(lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags("sft", lesions, "whole", steps=1)) == 0
+    assert main(flags("sft", lesions, "first", "--model.init_args.relevance_first=1", steps=2)) == 0
+    whole, first = (
+        [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "first")
+    )
+    losses = [[line for line in lines if "train/loss" in line] for lines in (whole, first)]
+    (both,), (alone, after) = losses
+    assert alone["train/relevance_loss"] == pytest.approx(both["train/relevance_loss"], rel=1e-3)
+    assert alone["train/loss"] == pytest.approx(5 * alone["train/relevance_loss"])
+    assert "train/text_loss" not in alone and after["train/text_loss"] > 0
+
+
 def test_batches_that_are_accumulated_count_as_seen(lesions, tmp_path, monkeypatch, capsys):
     """Else each epoch would begin with what the last one showed, and the run not come to its end."""
     monkeypatch.chdir(tmp_path)
