@@ -38,7 +38,7 @@ class Sft(ReasoningModule):
         ce_share: Of cross-entropy in DiceCE.
         relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
             one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
-        relevance_first: First steps that learn relevance alone, from the prompts, in a third of the time, before the
+        relevance_first: First steps that learn relevance alone, from the prompts, in a fraction of the time, before the
             cosine begins. A pretrained language model learns to follow the query slowly, and to write at once.
         prompt_weight: Of the distance from the adapter's first two prompt tokens to the prompt of the box around the
             true mask, which stage 0 taught the mask decoder to follow: else it learns to ignore what says nothing yet.
