@@ -9,8 +9,8 @@ from lab.model.small import INIT_STD
 class Look(nn.Module):
     """A small transformer over the words of a query, as the language model understands them, and the visual tokens.
 
-    A pretrained language model brings its words to the picture only after some thousand steps (docs/results.md); this
-    one does so in two hundred, and leaves the words what they mean.
+    By its own attention a pretrained language model brings its words to the picture after many hundreds of steps, if at
+    all; this takes some two hundred (docs/results.md). It teaches the words nothing: they mean what they meant.
     """
 
     def __init__(self, hidden_size: int, width: int = 256, layers: int = 4) -> None:
