@@ -24,6 +24,7 @@ from lab.grpo.rewards import (
     segment_rewards,
 )
 from lab.model.answer import Answer, parse
+from lab.model.core_seg import Seen
 from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
 from modules.parallel import clip_gradients, gather, gathered, is_sharded, rank, shares, sum_gradients, totals
@@ -61,6 +62,8 @@ class Group:
     """What the batch holds of the image."""
     embedding: Tensor
     """(1, C, h, w) of the segmenter."""
+    gist: Tensor | None
+    """(1, D), see `Seen.gist`."""
     prompt: Prompt
     """Of the image and its query alone; where the model notices, with the marks of the policy that sampled."""
     reference_prompt: Prompt
@@ -210,13 +213,13 @@ class Grpo(ReasoningModule):
         encoded = self.encode(batch)
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
 
-        def open_prompts() -> tuple[Tensor, list[Prompt]]:
-            visual = self.core_seg.see(encoded, prompts).visual
+        def open_prompts() -> tuple[Seen, list[Prompt]]:
+            seen = self.core_seg.see(encoded, prompts)
             rows = range(len(prompts))
-            return visual, [reasoner.prompt([prompts[i]], visual[[i]], encoded.shapes[[i]]) for i in rows]
+            return seen, [reasoner.prompt([prompts[i]], seen.visual[[i]], encoded.shapes[[i]]) for i in rows]
 
         with torch.no_grad():  # what is trained of a prompt's reading, LoRA, is so in each pass through it anew
-            visual, opened = open_prompts()
+            seen, opened = open_prompts()
             of_start = opened
             if h.beta and reasoner.config.notice:
                 with reasoner.reference():
@@ -224,7 +227,7 @@ class Grpo(ReasoningModule):
         seed = h.seed * 1_000_003 + self.global_step
         sampling = Sampling(h.temperature, h.top_p, h.top_k, seed, batch["draw"])
         with gathered(self):
-            steps = reasoner.decode(prompts, visual, h.group_size, h.max_new_tokens, sampling, encoded.shapes)
+            steps = reasoner.decode(prompts, seen.visual, h.group_size, h.max_new_tokens, sampling, encoded.shapes)
             sampled = collect(steps, len(prompts), h.group_size)
         groups = []
         for image, completions in enumerate(sampled):
@@ -234,6 +237,7 @@ class Grpo(ReasoningModule):
                 Group(
                     item={name: values[image] for name, values in batch.items()},
                     embedding=encoded.embeddings[[image]],
+                    gist=None if seen.gist is None else seen.gist[[image]],
                     prompt=opened[image],
                     reference_prompt=of_start[image],
                     completions=completions,
@@ -265,7 +269,8 @@ class Grpo(ReasoningModule):
         read = self.read(group, group.prompt)
         embeddings = group.embedding.expand(len(read.seg_rows), -1, -1, -1)
         with self.autocast():
-            drawn = self.core_seg.masks(embeddings, self.core_seg.adapter(read.seg_states))
+            told = self.core_seg.reasoner.told(read.seg_states, group.gist)
+            drawn = self.core_seg.masks(embeddings, self.core_seg.adapter(told))
         return read, dict(zip(read.seg_rows.tolist(), drawn))
 
     def learn(self, group: Group) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 
 from lab.data.images import Frame
 from lab.errors import LabError
-from lab.model.core_seg import CoreSeg, CoreSegConfig, Encoded, Output
+from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
 from lab.model.release import load_model, load_segmenter
 from modules.parallel import gathered, shares, totals
@@ -38,8 +38,9 @@ class Sft(ReasoningModule):
         ce_share: Of cross-entropy in DiceCE.
         relevance_weight: Of the cross-entropy by which each visual token learns whether it shows what is asked for:
             one `<seg>` token alone is too thin a signal for a small model to learn to follow the query.
-        relevance_first: First steps that learn relevance alone, from the prompts, in a fraction of the time, before the
-            cosine begins. A pretrained language model learns to follow the query slowly, and to write at once.
+        relevance_first: First steps that learn from the prompts alone, in a fraction of the time, before the cosine
+            begins: relevance, and where the first look tells the adapter what it found, the mask. A pretrained language
+            model learns to follow the query slowly, and to write at once.
         prompt_weight: Of the distance from the adapter's first two prompt tokens to the prompt of the box around the
             true mask, which stage 0 taught the mask decoder to follow: else it learns to ignore what says nothing yet.
         decoder_after: First step that trains the mask decoder too, for the same reason.
@@ -115,11 +116,13 @@ class Sft(ReasoningModule):
         encoded = self.encode(batch)
         reasoner = self.core_seg.reasoner
         prompts = [reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
-        if self.global_step < self.hparams.relevance_first:
-            return self.learn_relevance(batch, encoded, prompts)
-        completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
         self.core_seg.segmenter.mask_decoder.requires_grad_(self.global_step >= self.hparams.decoder_after)
-        if self.learns_from_own_text():
+        if self.global_step < self.hparams.relevance_first:
+            shown = [row for row, target in enumerate(batch["target"]) if target.any()]
+            with self.autocast():
+                output = self.core_seg.glance(encoded, prompts, shown)
+            loss = self.losses_of(output, batch)
+        elif self.learns_from_own_text():
             sampling = Sampling(temperature=1.0, seed=self.global_step, rows=batch["draw"])
             with self.autocast(), gathered(self):
                 seen, most = self.core_seg.see(encoded, prompts), self.hparams.max_new_tokens
@@ -130,37 +133,31 @@ class Sft(ReasoningModule):
             loss = part["seg"] * self.seg_loss(output, batch["target"])
             self.log_dict(totals({"train/own_seg_loss": loss}, self.device), prog_bar=True)
         else:
+            completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
             with self.autocast():
                 output = self.core_seg(encoded, prompts, completions, self.blind_rows(batch["draw"]))
             labels = torch.tensor([token for completion in completions for token in completion], device=self.device)
-            drawn = output.mask_rows.tolist()
-            shown = sum(bool(batch["target"][row].any()) for row in drawn)
-            counts = {"text": len(labels), "seg": len(drawn), "relevance": len(prompts), "prompt": shown}
-            part = shares(counts, self.device)
-            losses = {
-                "text": F.cross_entropy(output.logits.float(), labels),
-                "seg": self.seg_loss(output, batch["target"]),
-                "relevance": self.relevance_loss(output.relevance_logits, batch["target"], batch["frame"]),
-                "prompt": self.prompt_loss(output, batch["target"]),
-            }
-            losses = {name: part[name] * value for name, value in losses.items()}
-            loss = sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
-            named = {f"train/{name}_loss": value for name, value in losses.items()}
-            self.log_dict(totals(named, self.device), prog_bar=True)
+            loss = self.losses_of(output, batch, labels)
         self.log_dict(totals({"train/loss": loss}, self.device))
         return loss
 
-    def learn_relevance(self, batch: dict[str, list], encoded: Encoded, prompts: list[list[int]]) -> Tensor:
-        """The loss of a step on the prompts alone."""
-        reasoner = self.core_seg.reasoner
-        with self.autocast():
-            found = reasoner.found(prompts, reasoner.see(encoded.features, encoded.embeddings), encoded.shapes)
-        part = shares({"relevance": len(prompts)}, self.device)
-        loss = part["relevance"] * self.relevance_loss(found, batch["target"], batch["frame"])
-        self.log_dict(totals({"train/relevance_loss": loss}, self.device), prog_bar=True)
-        loss = self.hparams.relevance_weight * loss
-        self.log_dict(totals({"train/loss": loss}, self.device))
-        return loss
+    def losses_of(self, output: Output, batch: dict[str, list], labels: Tensor | None = None) -> Tensor:
+        """The weighted sum of a pass's losses, logged each by itself; without labels, of a pass over prompts alone."""
+        drawn = output.mask_rows.tolist()
+        shown = sum(bool(batch["target"][row].any()) for row in drawn)
+        counts = {"text": 0 if labels is None else len(labels), "seg": len(drawn), "prompt": shown}
+        counts["relevance"] = len(batch["query"])
+        losses = {"relevance": self.relevance_loss(output.relevance_logits, batch["target"], batch["frame"])}
+        if labels is not None:
+            losses["text"] = F.cross_entropy(output.logits.float(), labels)
+        if labels is not None or self.core_seg.draws_at_a_glance:
+            losses["seg"] = self.seg_loss(output, batch["target"])
+            losses["prompt"] = self.prompt_loss(output, batch["target"])
+        part = shares(counts, self.device)
+        losses = {name: part[name] * value for name, value in losses.items()}
+        named = {f"train/{name}_loss": value for name, value in losses.items()}
+        self.log_dict(totals(named, self.device), prog_bar=True)
+        return sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)

@@ -133,12 +133,12 @@ def learn_batch(skeleton: Skeleton, job: Job) -> Cost:
             embeddings = skeleton.segmenter.image_encoder(skeleton.pixels(job.images))
             embeddings = embeddings.repeat_interleave(-(-rows // job.images), 0)[:rows]
         with autocast(job):
-            visual, relevance = skeleton.look(rows, embeddings)
+            visual, relevance, gist = skeleton.look(rows, embeddings)
             hidden = skeleton.read(skeleton.embed(rows, prompt + answer, visual), rows)
             logits = skeleton.vlm.lm_head(hidden[:, prompt - 1 : -1].flatten(0, 1))
             if relevance is None:
                 relevance = skeleton.relevance(hidden[:, : skeleton.image_tokens].float())[..., 0]
-            masks = skeleton.segmenter.decode(embeddings, skeleton.prompts(hidden[:, -2]))
+            masks = skeleton.segmenter.decode(embeddings, skeleton.prompts(hidden[:, -2], gist))
         text = F.cross_entropy(logits.float(), torch.empty(rows * answer, dtype=torch.long))
         shown = F.binary_cross_entropy_with_logits(relevance.float(), torch.empty_like(relevance.float()))
         return text + shown + mask_loss(masks.float())

@@ -13,6 +13,8 @@ from lab.estimate.job import Job
 from lab.estimate.published import architecture
 from lab.model.adapter import adapter_for
 from lab.model.build import segmenter_for
+from lab.model.core_seg import Seen
+from lab.model.look import Look
 from lab.model.lora import add_lora
 from lab.model.pretrained import LANGUAGE
 from lab.model.reasoner import Reasoner
@@ -62,6 +64,11 @@ class Skeleton(nn.Module):
                     self.tower.timm_model = self.segmenter.image_encoder.backbone
             if config.notice:
                 self.mark = nn.Parameter(torch.empty(self.hidden_size))
+            self.first_look = None
+            if config.notice and self.shares_tower and not small:
+                self.first_look = Look(self.hidden_size)
+                self.gist = nn.Linear(self.hidden_size, self.hidden_size, bias=False)
+                self.heed = nn.Parameter(torch.empty(self.hidden_size))
         self.train_what(job)
         if job.checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -69,9 +76,11 @@ class Skeleton(nn.Module):
     def train_what(self, job: Job) -> None:
         """Freeze and adapt as `Reasoner.add_lora`, `CoreSeg.freeze_encoders` and stage 2 do."""
         if job.stage == "grpo":
-            for part in (self.vlm, self.relevance, *([self.scene, self.visual_norm] if self.shares_tower else [])):
+            looks = [self.first_look, self.gist] if self.first_look else []
+            eyes = [self.scene, self.visual_norm] if self.shares_tower else []
+            for part in (self.vlm, self.relevance, *eyes, *looks):
                 part.requires_grad_(False)
-            for name in ("image_positions", "mark"):
+            for name in ("image_positions", "mark", "heed"):
                 if name in self._parameters:
                     self.get_parameter(name).requires_grad_(False)
         if job.lora_rank:
@@ -158,14 +167,20 @@ class Skeleton(nn.Module):
         shape = (3, rows, length) if self.vlm.config.model_type == "qwen2_5_vl" else (rows, length)
         return torch.empty(shape, dtype=torch.long)
 
-    def look(self, rows: int, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `CoreSeg.see`: visual tokens, and the relevance of the first look where there are two."""
+    def look(self, rows: int, embeddings: Tensor) -> Seen:
+        """As `CoreSeg.see`."""
         visual = self.visual(rows, embeddings)
         if not self.notice:
-            return visual, None
-        hidden = self.read(self.embed(rows, self.prompt_tokens, visual), rows)
-        found = self.relevance(hidden[:, : self.image_tokens].float())[..., 0]
-        return visual + found.detach().sigmoid()[..., None] * self.mark, found
+            return Seen(visual, None)
+        if self.first_look:
+            with torch.no_grad():
+                words = self.read(self.embed(rows, self.query_tokens, visual[:, :0]), rows)
+            found = self.first_look(words.float(), torch.empty(words.shape[:2], dtype=torch.long), visual)
+        else:
+            hidden = self.read(self.embed(rows, self.prompt_tokens, visual), rows)
+            found = self.relevance(hidden[:, : self.image_tokens].float())[..., 0]
+        marked = visual + found.detach().sigmoid()[..., None] * self.mark
+        return Seen(marked, found, TextReasoner.gist_of(self, marked, found) if self.first_look else None)
 
     def embed(self, rows: int, length: int, visual: Tensor) -> Tensor:
         """What the language model is given (B, T, D): visual tokens and words."""
@@ -184,9 +199,9 @@ class Skeleton(nn.Module):
         scene = self.scene(torch.cat(pooled, dim=1).flatten(2).transpose(1, 2))
         return self.visual_norm(visual + scene) + self.image_positions
 
-    def prompts(self, states: Tensor) -> Tensor:
-        """States (M, D) to the mask decoder's prompts (M, prompt_tokens, C)."""
-        states = states.float()
+    def prompts(self, states: Tensor, gist: Tensor | None = None) -> Tensor:
+        """States (M, D), and what the first look found (M, D), to the mask decoder's prompts (M, prompt_tokens, C)."""
+        states = states.float() if gist is None else gist + self.heed * states.float()
         return self.adapter(states[:, None].expand(-1, self.queries, -1) if self.queries else states)
 
     def read(self, embeds: Tensor, rows: int) -> Tensor:

@@ -52,7 +52,12 @@ ADAPTER_CARD = """
 
 
 def card(
-    config: CoreSegConfig | SegmenterConfig, title: str, data: str, base: dict | None, evaluations: Iterable[dict]
+    config: CoreSegConfig | SegmenterConfig,
+    title: str,
+    data: str,
+    base: dict | None,
+    evaluations: Iterable[dict],
+    glance: bool = False,
 ) -> str:
     """Markdown with the hub's front matter.
 
@@ -62,12 +67,14 @@ def card(
         data: What the model was trained on.
         base: `reasoner` and `segmenter` that a release without their weights was trained from; None for a whole one.
         evaluations: What `core-seg evaluate` wrote of it.
+        glance: `CoreSeg.draws_at_a_glance`.
     """
     text = HEADER.format(title=title, data=data)
     if isinstance(config, SegmenterConfig):
         text += SEGMENTER_CARD.format(size=config.image_size)
     else:
         prompts = "its boxes prompt" if config.prompt == "boxes" else "the `<seg>` token prompts"
+        prompts = "what it found before it wrote, and the `<seg>` token, prompt" if glance else prompts
         text += CARD.format(size=config.segmenter.image_size, grid=config.reasoner.grid, prompts=prompts)
         text += CORROBORATED if config.corroborate else ""
     text += ADAPTER_CARD.format(**base) if base else ""

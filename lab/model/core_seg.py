@@ -58,6 +58,8 @@ class Seen(NamedTuple):
     """(B, image_tokens, D) visual tokens."""
     relevance_logits: Tensor | None
     """(B, grid_tokens) of the first look, see `ReasonerConfig.notice`; None where there is one look alone."""
+    gist: Tensor | None = None
+    """(B, D), what the first look tells the adapter by itself, see `TextReasoner.gist_of`; None where nothing."""
 
 
 @dataclass
@@ -75,14 +77,14 @@ class Scene:
 
 
 class Output(NamedTuple):
-    """A teacher-forced pass."""
+    """A teacher-forced pass, or one over prompts alone (`CoreSeg.glance`)."""
 
     logits: Tensor
     """(L, vocabulary), one row for each label that is not -100, in row-major order."""
     mask_logits: Tensor
     """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`."""
     mask_rows: Tensor
-    """(M,) the batch row of each mask."""
+    """(M,) int, the batch row of each mask."""
     prompt_tokens: Tensor
     """(M, prompt_tokens, C), the adapter's prompts that drew the masks."""
     relevance_logits: Tensor
@@ -191,12 +193,30 @@ class CoreSeg(nn.Module):
         """(B, 2), as in `Encoded`."""
         return torch.tensor([self.reasoner.shape(frame) for frame in frames], device=self.device)
 
+    @property
+    def draws_at_a_glance(self) -> bool:
+        """Whether the adapter is told what the first look found, see `TextReasoner.gist_of`."""
+        told = self.config.adapter.kind != "queries" and self.config.prompt != "boxes"
+        return self.reasoner.has_gist and self.config.reasoner.notice and told
+
     def see(self, encoded: Encoded, prompts: list[list[int]]) -> Seen:
         """Images as the language model sees them when it is asked these prompts."""
         visual = self.reasoner.see(encoded.features, encoded.embeddings)
         if not self.config.reasoner.notice:
             return Seen(visual, None)
-        return Seen(*self.reasoner.marked(prompts, visual, encoded.shapes))
+        visual, found = self.reasoner.marked(prompts, visual, encoded.shapes)
+        return Seen(visual, found, self.reasoner.gist_of(visual, found) if self.draws_at_a_glance else None)
+
+    def glance(self, encoded: Encoded, prompts: list[list[int]], rows: list[int]) -> Output:
+        """A pass over prompts alone: relevance, which stands for the logits too, and where the first look tells the
+        adapter what it found, the masks of these rows."""
+        visual, found, gist = self.see(encoded, prompts)
+        if found is None:
+            found = self.reasoner.found(prompts, visual, encoded.shapes)
+        mask_rows = torch.tensor([] if gist is None else rows, dtype=torch.long, device=self.device)
+        prompt_tokens = self.adapter(gist[mask_rows]) if len(mask_rows) else visual[:0]
+        masks = self.masks(encoded.embeddings[mask_rows], prompt_tokens)
+        return Output(found, masks, mask_rows, prompt_tokens, found)
 
     def forward(
         self,
@@ -231,7 +251,7 @@ class CoreSeg(nn.Module):
         if blind is not None:
             of_blind = is_seg & torch.tensor(blind, device=self.device)[:, None]
             hidden_from = of_blind[:, :, None] & (is_completion == 1)[:, None, :]
-        (visual, found), shapes = seen or self.see(encoded, prompts), encoded.shapes
+        (visual, found, gist), shapes = seen or self.see(encoded, prompts), encoded.shapes
         hidden = self.reasoner(input_ids, mask, visual, is_completion, hidden_from, self.queries, shapes)
         logits = self.reasoner.model.lm_head(hidden[:, :-1][(is_completion[:, 1:] == 1) & ~is_query[:, 1:]])
         rows = (is_seg.any(1) & (self.config.prompt != "boxes")).nonzero()[:, 0]
@@ -242,7 +262,7 @@ class CoreSeg(nn.Module):
         if self.queries is not None:
             states = hidden[is_query].unflatten(0, (len(prompts), tail))[rows]  # (M, queries, D)
         relevance = self.reasoner.relevance_logits(hidden, input_ids) if found is None else found
-        prompt_tokens = self.adapter(states.float())
+        prompt_tokens = self.adapter(self.reasoner.told(states, None if gist is None else gist[rows]))
         return Output(logits, self.masks(encoded.embeddings[rows], prompt_tokens), rows, prompt_tokens, relevance)
 
     def masks(self, embeddings: Tensor, prompt_tokens: Tensor) -> Tensor:

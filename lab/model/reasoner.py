@@ -58,7 +58,7 @@ class ReasonerConfig:
     notice: bool = False
     """Read the prompt twice: once for what each visual token shows of what is asked for, which the loss of relevance
     teaches; then, and behind it the answer, with that marked on the visual tokens. A language model of text alone looks
-    the first time through `lab.model.look`. Ours, not the paper's."""
+    the first time through `lab.model.look`, which also tells the adapter what it found. Ours, not the paper's."""
     max_boxes: int = 5
     """Boxes of at most this many lesions, the largest, are written in a training answer."""
 
@@ -71,6 +71,8 @@ class Reasoner(nn.Module):
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     cuts_layers = False
     """Whether `ReasonerConfig.first_layers` is for it."""
+    has_gist = False
+    """Whether its first look tells the adapter by itself what it found, see `TextReasoner.gist_of`."""
     any_shape = False
     """Whether the tower sees images that are not square."""
 
@@ -282,6 +284,10 @@ class Reasoner(nn.Module):
         before = self.image_tokens - self.grid_tokens
         share = F.pad(found.detach().sigmoid(), (before, visual.shape[1] - before - found.shape[1]))
         return visual + share[..., None] * self.mark, found
+
+    def told(self, states: Tensor, gist: Tensor | None) -> Tensor:
+        """What the adapter is told, here the states of `<seg>` (M, D), and not the gist, which there is none of."""
+        return states.float()
 
     def embed(self, input_ids: Tensor, visual: Tensor) -> Tensor:
         """Token embeddings (B, T, D), the visual tokens of each row (B, image_tokens, D) put in their places."""

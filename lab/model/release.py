@@ -81,7 +81,8 @@ def save_release(
         source = {"reasoner": base.config.reasoner.model, "segmenter": base.config.segmenter.weights}
         source = {name: Path(of).name if of and Path(of).exists() else of for name, of in source.items()}
         config["base"] = source | {"sha256": weights_digest(left_out)}
-    (folder / "README.md").write_text(card(model.config, title, data, config.get("base"), evaluations or ()))
+    glance = isinstance(model, CoreSeg) and model.draws_at_a_glance
+    (folder / "README.md").write_text(card(model.config, title, data, config.get("base"), evaluations or (), glance))
     files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
     (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
 

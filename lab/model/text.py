@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlamaConfig
 
 from lab.data.images import Frame
@@ -36,6 +37,7 @@ class TextReasoner(Reasoner):
     """
 
     cuts_layers = True
+    has_gist = True
     lora_targets = (*Reasoner.lora_targets, "gate_proj", "up_proj", "down_proj")
 
     def build(self, pretrained: bool) -> None:
@@ -65,6 +67,9 @@ class TextReasoner(Reasoner):
     def add_notice(self) -> None:
         super().add_notice()
         self.look = Look(self.hidden_size).to(self.mark.device)
+        self.gist = nn.Linear(self.hidden_size, self.hidden_size, bias=False, device=self.mark.device)
+        nn.init.normal_(self.gist.weight, std=INIT_STD)
+        self.heed = nn.Parameter(torch.zeros(self.hidden_size, device=self.mark.device))
 
     def found(self, prompts: list[list[int]], visual: Tensor, shapes: Tensor | None = None) -> Tensor:
         """As `Reasoner.found`, by the first look where it has one, to which the words are as they are."""
@@ -76,6 +81,21 @@ class TextReasoner(Reasoner):
             words = self(input_ids, mask, visual[:, :0], torch.zeros_like(mask))
         mask[:, : self.before_query] = 0
         return self.look(words.float(), mask, visual)
+
+    def gist_of(self, visual: Tensor, found: Tensor) -> Tensor:
+        """What the first look found, (B, D) float32: a map of the mean of the marked visual tokens (B, V, D), weighted
+        by what its logits (B, V) say.
+
+        The masks teach the first look by it, before the language model has learnt to write and beside it after that.
+        """
+        share = found.sigmoid()[..., None]
+        mean = (share * visual).sum(1) / share.sum(1)
+        return self.gist(F.layer_norm(mean, mean.shape[-1:])).float()
+
+    def told(self, states: Tensor, gist: Tensor | None) -> Tensor:
+        """The gist, and as much of the state of `<seg>` as training finds useful, at first nothing: after a short
+        training that state holds hardly anything of the place (docs/results.md)."""
+        return super().told(states, gist) if gist is None else gist + self.heed * states.float()
 
     def prompt_ids(self, query: str, frame: Frame | None = None) -> list[int]:
         """As `Reasoner.prompt_ids`, for a chat template whose messages are plain text."""

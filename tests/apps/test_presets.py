@@ -178,6 +178,7 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     capsys.readouterr()
     assert main(["push", "merged", "someone/core-seg", "--dry_run", "true"]) == 0
     listed = capsys.readouterr().out
+    assert ("found before it wrote" in Path("merged/README.md").read_text()) == (preset == "smol")
     for file in ("model.safetensors", "config.json", "README.md", "reasoner/config.json", "reasoner/tokenizer.json"):
         assert file in listed
     assert os.environ["HF_HUB_OFFLINE"] == "1"

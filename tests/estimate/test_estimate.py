@@ -107,7 +107,8 @@ def test_a_checkpoint_is_counted_as_it_is_trained(name, preset, tmp_path):
     segmenter = SegmenterConfig("sam2", 64, 32, weights=sam2(tmp_path / "sam2"))
     if name == "llama":  # it sees through the small segmenter's backbone
         segmenter = SegmenterConfig("small", IMAGE_SIZES[name], 128, weights="random")
-    reasoner = ReasonerConfig(REASONERS[name](tmp_path), image_size=IMAGE_SIZES[name], lora_rank=4)
+    notice = name == "llama"  # which looks first through a transformer of its own
+    reasoner = ReasonerConfig(REASONERS[name](tmp_path), image_size=IMAGE_SIZES[name], lora_rank=4, notice=notice)
     config = CoreSegConfig(segmenter, reasoner)
     model = CoreSeg(config, pretrained=False)
     model.freeze_encoders()

@@ -98,6 +98,25 @@ def test_a_language_model_looks_first_through_a_small_transformer_that_leaves_it
     assert not any("lora" in name for name in learns)
 
 
+def test_the_mask_of_a_language_model_is_told_what_the_first_look_found_and_teaches_it(paths, images):
+    torch.manual_seed(0)
+    model = build(paths["llama"], "llama", notice=True, lora_rank=2)
+    model.freeze_encoders()
+    reasoner, scene = model.reasoner, model.open(images, QUERIES)
+    completions = [reasoner.completion_ids("There is no lesion."), reasoner.completion_ids(ANSWER)]
+    output = model(scene.encoded, scene.prompts, completions)
+    glance = model.glance(scene.encoded, scene.prompts, [1])  # what is written is not heeded before it is trained
+    torch.testing.assert_close(output.mask_logits, glance.mask_logits)
+    glance.prompt_tokens.square().sum().backward()
+    assert reasoner.look.relevance.weight.grad.abs().max() > 0
+    torch.nn.init.normal_(reasoner.heed, std=0.1)
+    heeded = model(scene.encoded, scene.prompts, completions)
+    torch.testing.assert_close(heeded.logits, output.logits)
+    assert (heeded.prompt_tokens - output.prompt_tokens).abs().max() > 1e-3
+    alone = model(model.open(images[1:], QUERIES[1:]).encoded, scene.prompts[1:], completions[1:])
+    torch.testing.assert_close(heeded.prompt_tokens, alone.prompt_tokens, atol=1e-3, rtol=1e-3)
+
+
 def test_smolvlm_prompts_are_those_of_hugging_face(models):
     reasoner = models["idefics3"].reasoner
     processor = Idefics3Processor(reasoner.image_processor, reasoner.tokenizer, image_seq_len=4)

@@ -1,6 +1,7 @@
 """Without these a GRPO run could not be believed: what it logs, what it keeps, and that stopping it costs nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.grpo.objective import group_advantages, policy_loss
 from lab.model.core_seg import CoreSeg
+from lab.model.reasoner import ReasonerConfig
 from lab.model.release import load_model, load_release, save_release
 from modules.grpo import Grpo, Rewards, as_mask
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
+from tests.tiny_checkpoints import llama
 from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +248,31 @@ def test_the_reference_notices_what_the_start_would_notice(grpo, batch, start):
         expected = model.reasoner.prompt([prompts[row]], visual[[row]], encoded.shapes[[row]]).embeds
         torch.testing.assert_close(group.reference_prompt.embeds, expected)
         assert not torch.allclose(group.prompt.embeds, expected)
+
+
+def test_stage_2_draws_the_masks_that_a_language_model_would_draw(lesions, tmp_path, monkeypatch):
+    """Its passes are its own, and what the first look tells the adapter could be left out of them."""
+    config, folder = tiny_config(), tmp_path / "start"
+    size, channels = config.reasoner.image_size, config.segmenter.embed_dim
+    config.reasoner = ReasonerConfig(llama(tmp_path / "llama"), image_size=size, scene_dim=channels, notice=True)
+    model = CoreSeg(config)
+    torch.nn.init.normal_(model.reasoner.heed)
+    save_release(model, folder, "t", "nothing", half=False)
+    grpo = Grpo(str(folder), group_size=2, bf16=False)
+    grpo.log = grpo.log_dict = lambda *args, **kwargs: None
+    records = [record for record in read_manifest(lesions) if record.split == "train"]
+    batch = grpo.training_data(records)[[(0, 0), (1, 1)]]
+    model = load_release(folder)
+    said = [model.reasoner.completion_ids(answer) for answer in batch["answer"]]
+    monkeypatch.setattr("modules.grpo.collect", lambda *sampled: [[one] for one in said])
+    groups, encoded = grpo.sample(batch), grpo.encode(batch)
+    prompts = [model.reasoner.prompt_ids(query, frame) for query, frame in zip(batch["query"], batch["frame"])]
+    output = model(encoded, prompts, said)
+    drawn = [grpo.look(groups[row])[1][0] for row in output.mask_rows.tolist()]
+    assert len(drawn) > 0 and output.mask_logits.std() > 0
+    torch.testing.assert_close(torch.stack(drawn), output.mask_logits, atol=1e-3, rtol=1e-3)
+    bare = [grpo.look(replace(groups[row], gist=None))[1][0] for row in output.mask_rows.tolist()]
+    assert not torch.allclose(torch.stack(bare), output.mask_logits, atol=1e-2)
 
 
 def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):

@@ -13,6 +13,7 @@ from lab.data.reason import write_reason
 from lab.model.release import load_model, load_segmenter, save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from tests.modules.kill import killed_at
+from tests.tiny_checkpoints import llama
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -90,7 +91,20 @@ def test_first_steps_learn_relevance_alone_and_it_is_that_of_the_whole_loss(lesi
     (both,), (alone, after) = losses
     assert alone["train/relevance_loss"] == pytest.approx(both["train/relevance_loss"], rel=1e-3)
     assert alone["train/loss"] == pytest.approx(5 * alone["train/relevance_loss"])
+    assert not {"train/text_loss", "train/seg_loss"} & set(alone) and after["train/text_loss"] > 0
+
+
+def test_first_steps_of_a_language_model_draw_masks_without_a_word(lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reasoner = "--model.init_args.core_seg.reasoner"
+    more = [f"{reasoner}.model={llama(tmp_path / 'llama')}", f"{reasoner}.notice=true", f"{reasoner}.lora_rank=2"]
+    assert main(flags("sft", lesions, "first", *more, "--model.init_args.relevance_first=1", steps=2)) == 0
+    lines = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
+    alone, after = (line for line in lines if "train/loss" in line)
     assert "train/text_loss" not in alone and after["train/text_loss"] > 0
+    assert all(line[f"train/{name}_loss"] > 0 for line in (alone, after) for name in ("seg", "prompt", "relevance"))
+    module = load_model("runs/first/checkpoints/last.ckpt")
+    assert module.reasoner.heed.abs().max() > 0
 
 
 def test_batches_that_are_accumulated_count_as_seen(lesions, tmp_path, monkeypatch, capsys):
