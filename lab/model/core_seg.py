@@ -80,9 +80,9 @@ class Output(NamedTuple):
     """A teacher-forced pass, or one over prompts alone (`CoreSeg.glance`)."""
 
     logits: Tensor
-    """(L, vocabulary), one row for each label that is not -100, in row-major order."""
+    """(L, vocabulary), one row for each label that is not -100, in row-major order; of a glance, relevance."""
     mask_logits: Tensor
-    """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`."""
+    """(M, 4h, 4w) over the padded square, for the rows whose completion holds a `<seg>`, or those that were named."""
     mask_rows: Tensor
     """(M,) int, the batch row of each mask."""
     prompt_tokens: Tensor
