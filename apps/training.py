@@ -19,7 +19,7 @@ from lab.model.core_seg import CoreSegConfig
 from lab.model.release import read_checkpoint
 from lab.model.segmenter import SegmenterConfig
 from modules.callbacks import JsonlLogger, PredictionFiles, RunKeeper, RunProgress, checkpoints
-from modules.grpo import Rewards
+from modules.groups import Rewards
 from modules.parallel import rank
 from modules.strategies import check_strategy, register
 

@@ -35,7 +35,8 @@ from lab.model.reasoner import IMAGE, Reasoner
 from lab.model.release import load_release, save_release
 from modules import grpo
 from modules.data import Lesions
-from modules.grpo import Grpo, Rewards
+from modules.groups import Rewards
+from modules.grpo import Grpo
 
 IMAGES, GROUP, TOKENS, LORA, SIZE = 8, 8, 96, 16, 320
 SEED = 0

@@ -4,7 +4,7 @@
 
 For the detect reward at several match thresholds and for the three segment rewards: the share of groups in which all
 completions earn the same (they teach nothing), the mean standard deviation within a group, and the mean rank
-correlation, within a group, with the Dice of the masks. It is what the defaults of `modules.grpo.Rewards` rest on.
+correlation, within a group, with the Dice of the masks. It is what the defaults of `modules.groups.Rewards` rest on.
 """
 
 import json
@@ -21,17 +21,16 @@ from lab.data.manifest import read_manifest
 from lab.evaluation.report import machine
 from lab.grpo.objective import teaches
 from lab.grpo.rewards import detect_rewards, segment_rewards
-from modules.grpo import Group, Grpo, as_mask
+from modules.groups import Group
+from modules.grpo import Grpo
 
 THRESHOLDS = (0.0, 0.1, 0.25, 0.5, 0.75)
 
 
 def rewards_of(group: Group) -> dict[str, torch.Tensor]:
     """Every candidate reward of a scored group, (G,) each."""
-    size, item = len(group.texts), group.item
-    detect = partial(detect_rewards, group.answers, [item["boxes_norm"]] * size)
-    has_mask = torch.tensor([a.valid and (draws or a.says_empty) for a, draws in zip(group.answers, group.draws)])
-    segment = partial(segment_rewards, group.masks, as_mask(item["target"]).expand(size, -1, -1), has_mask)
+    detect = partial(detect_rewards, group.answers, [group.item["boxes_norm"]] * len(group.texts))
+    segment = partial(segment_rewards, group.masks, group.truth, group.has_mask)
     return {f"detect, IoU above {threshold}": detect(threshold) for threshold in THRESHOLDS} | {
         "segment: paper, GIoU of boxes": segment("paper", "boxes"),
         "segment: paper, GIoU of areas": segment("paper", "areas"),
@@ -63,7 +62,7 @@ def main(model: str, manifests: list[str], split: str = "val", images: int = 128
         module.hparams.seed = first  # else every batch would be sampled with the same numbers
         with torch.no_grad():
             for group in module.sample(data[[(place, 0) for place in range(first, min(first + 8, len(records)))]]):
-                module.score(group, module.look(group)[1])
+                group.score(module.look(group)[1], module.rewards)
                 groups.append(group)
     dice = torch.stack([group.dice for group in groups])
     rewards = [rewards_of(group) for group in groups]

@@ -1,10 +1,8 @@
 """Stage 2: RL-based reasoning exploration. GRPO on sampled completions, with DiceCE on their masks (CORE-Seg, 3.4)."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
@@ -12,99 +10,15 @@ from torch import Tensor
 from lab.errors import LabError
 from lab.grpo.objective import LossType, Scale, group_advantages, policy_loss, teaches
 from lab.grpo.policy import GroupPass, group_pass
-from lab.grpo.rewards import (
-    MATCH_IOU,
-    MISS,
-    SegmentReward,
-    binary_box_rewards,
-    detect_rewards,
-    dice_scores,
-    faithful_rewards,
-    format_rewards,
-    segment_rewards,
-)
-from lab.model.answer import Answer, parse
+from lab.grpo.rewards import MISS
+from lab.model.answer import parse
 from lab.model.core_seg import Seen
 from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
+from modules.groups import Group, Rewards
 from modules.parallel import clip_gradients, gather, gathered, is_sharded, rank, shares, sum_gradients, totals
 from modules.reasoning import ReasoningModule
 from modules.scored import plain_arguments
-
-
-@dataclass
-class Rewards:
-    """What counts, and how much; the reward of a completion is the weighted sum."""
-
-    format: float = 1.0
-    """Weight of the share of the answer schema that is kept, 0..1."""
-    detect: float = 1.0
-    """Weight of the box reward, 0..1."""
-    segment: float = 1.0
-    """Weight of the segment reward."""
-    faithful: float = 0.0
-    """Weight of the share of claims that the measured facts confirm, 0..1."""
-    segment_kind: SegmentReward = "paper"
-    """`paper`, `residual`, `dice` or `iou2`; see `lab.grpo.rewards.segment_rewards`."""
-    giou_of: Literal["boxes", "areas"] = "boxes"
-    """`paper`: GIoU of the boxes around the masks, or of the masks' pixels."""
-    detect_kind: Literal["matched", "binary"] = "matched"
-    """`matched`: mIoU(matched) x F1 of the boxes; `binary`: Seg-Zero's, a baseline."""
-    match_iou: float = MATCH_IOU
-    """`matched`: IoU above which a matched pair of boxes counts."""
-
-
-@dataclass
-class Group:
-    """An image, the G completions that were sampled for it, and what they earned."""
-
-    item: dict
-    """What the batch holds of the image."""
-    embedding: Tensor
-    """(1, C, h, w) of the segmenter."""
-    gist: Tensor | None
-    """(1, D), see `Seen.gist`."""
-    prompt: Prompt
-    """Of the image and its query alone; where the model notices, with the marks of the policy that sampled."""
-    reference_prompt: Prompt
-    """The same, with the marks of the model of the start."""
-    completions: list[list[int]]
-    texts: list[str]
-    answers: list[Answer]
-    draws: list[bool]
-    """Whether the answer is valid and has a `<seg>`."""
-    token_share: float = 0.0
-    """Of the batch's completion tokens."""
-    policy_share: float = 0.0
-    """What the image's policy loss counts for in the batch's."""
-    seg_share: float = 0.0
-    """The same of its DiceCE."""
-    masks: Tensor | None = None
-    """(G, h, w) bool over the padded square; this and all below once scored."""
-    dice: Tensor | None = None
-    """(G,), 0 for an answer that is not valid."""
-    rewards: dict[str, Tensor] | None = None
-    """Each reward by itself, (G,)."""
-    total: Tensor | None = None
-    """(G,), their weighted sum."""
-    advantages: Tensor | None = None
-    """(G,)."""
-    teaches: bool = True
-    """Whether its rewards differ at all."""
-    old_log_probs: Tensor | None = None
-    """(G, T) of the policy that sampled; this and all below from the first inner step on."""
-    reference: Tensor | None = None
-    """(G, T) of the model of the start."""
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.completions))
-
-    def idle(self) -> "Group":
-        """One like it that counts for nothing: for a process with fewer groups than another, which on a sharded model
-        has to make as many passes."""
-        shares = {"token_share": 0.0, "policy_share": 0.0, "seg_share": 0.0}
-        return replace(self, teaches=False, advantages=torch.zeros(len(self.texts)), **shares)
 
 
 class Grpo(ReasoningModule):
@@ -196,7 +110,7 @@ class Grpo(ReasoningModule):
         if h.scale == "batch":  # no advantage is known before the last reward is
             with torch.no_grad():
                 for group in [*self.groups, *idle]:
-                    self.score(group, self.look(group)[1])
+                    group.score(self.look(group)[1], self.rewards)
             advantages = group_advantages(torch.stack(gather([group.total for group in self.groups])), "batch")
             for group, row in zip(self.groups, advantages[sum(counts[: rank()]) :]):
                 group.advantages = row
@@ -291,7 +205,7 @@ class Grpo(ReasoningModule):
             if group.old_log_probs is None:
                 group.old_log_probs = read.log_probs.detach()
             if group.advantages is None:
-                self.score(group, mask_logits)
+                group.score(mask_logits, self.rewards)
                 group.advantages = group_advantages(group.total[None], h.scale)[0]
             policy, metrics = policy_loss(
                 read.log_probs,
@@ -312,31 +226,6 @@ class Grpo(ReasoningModule):
         metrics["entropy"] = (read.entropy * read.mask).sum() / read.mask.sum()
         losses = {"train/policy_loss": policy.detach(), "train/seg_loss": seg.detach()}
         return losses | {name: group.token_share * value for name, value in metrics.items()}
-
-    @torch.no_grad()
-    def score(self, group: Group, mask_logits: dict[int, Tensor]) -> None:
-        """Every reward of every completion."""
-        size, weights, item = len(group.texts), self.rewards, group.item
-        truth = as_mask(item["target"]).expand(size, -1, -1)
-        group.masks = torch.zeros_like(truth, memory_format=torch.contiguous_format)
-        height, width = (round(side * truth.shape[-1] / item["frame"].size) for side in item["frame"].inner)
-        for slot, logits in mask_logits.items():
-            if not group.answers[slot].says_empty:
-                group.masks[slot, :height, :width] = (logits[:height, :width] > 0).cpu()
-        has_mask = torch.tensor([a.valid and (draws or a.says_empty) for a, draws in zip(group.answers, group.draws)])
-        true_boxes = [np.asarray(item["boxes_norm"])] * size  # the loader makes tensors
-        binary = weights.detect_kind == "binary"
-        group.rewards = {
-            "format": format_rewards(group.texts),
-            "detect": binary_box_rewards(group.answers, true_boxes)
-            if binary
-            else detect_rewards(group.answers, true_boxes, weights.match_iou),
-            "segment": segment_rewards(group.masks, truth, has_mask, weights.segment_kind, weights.giou_of),
-            "faithful": faithful_rewards(group.answers, [item["facts"]] * size),
-        }
-        group.total = sum(getattr(weights, name) * values for name, values in group.rewards.items())
-        group.teaches = bool(teaches(group.total[None]))
-        group.dice = has_mask * dice_scores(group.masks, truth)
 
     def seg_loss(self, group: Group, mask_logits: dict[int, Tensor]) -> Tensor:
         """DiceCE on the masks of valid answers; zero where none was drawn."""
@@ -396,8 +285,3 @@ class Grpo(ReasoningModule):
         kept = {"total": group.total, "dice": group.dice, "rewards": group.rewards}
         prompt_tokens = group.prompt.embeds.shape[1]
         return kept | {"lengths": lengths, "unfinished": unfinished, "prompt_tokens": prompt_tokens}
-
-
-def as_mask(target: Tensor) -> Tensor:
-    """A soft target (h, w) as bool; a lesion too small to fill half a cell keeps its fullest ones."""
-    return target > min(0.5, float(target.max()) / 2)

@@ -201,7 +201,7 @@ class Skeleton(nn.Module):
 
     def prompts(self, states: Tensor, gist: Tensor | None = None) -> Tensor:
         """States (M, D), and what the first look found (M, D), to the mask decoder's prompts (M, prompt_tokens, C)."""
-        states = states.float() if gist is None else gist + self.heed * states.float()
+        states = states.float() if gist is None else TextReasoner.told(self, states, gist)
         return self.adapter(states[:, None].expand(-1, self.queries, -1) if self.queries else states)
 
     def read(self, embeds: Tensor, rows: int) -> Tensor:

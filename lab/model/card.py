@@ -73,8 +73,10 @@ def card(
     if isinstance(config, SegmenterConfig):
         text += SEGMENTER_CARD.format(size=config.image_size)
     else:
-        prompts = "its boxes prompt" if config.prompt == "boxes" else "the `<seg>` token prompts"
-        prompts = "what it found before it wrote, and the `<seg>` token, prompt" if glance else prompts
+        if glance:
+            prompts = "what it found before it wrote, and the `<seg>` token, prompt"
+        else:
+            prompts = "its boxes prompt" if config.prompt == "boxes" else "the `<seg>` token prompts"
         text += CARD.format(size=config.segmenter.image_size, grid=config.reasoner.grid, prompts=prompts)
         text += CORROBORATED if config.corroborate else ""
     text += ADAPTER_CARD.format(**base) if base else ""

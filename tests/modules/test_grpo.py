@@ -18,7 +18,8 @@ from lab.grpo.objective import group_advantages, policy_loss
 from lab.model.core_seg import CoreSeg
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import load_model, load_release, save_release
-from modules.grpo import Grpo, Rewards, as_mask
+from modules.groups import Group, Rewards, as_mask
+from modules.grpo import Grpo
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
 from tests.tiny_checkpoints import llama
@@ -147,7 +148,7 @@ def test_rewards_are_those_of_the_answers(grpo, batch, monkeypatch):
     monkeypatch.setattr("modules.grpo.collect", lambda *sampled: groups)
     group = grpo.sample(batch)[0]
     assert group.draws == [True, False, False] and group.seg_share == 0.5
-    grpo.score(group, {0: full})
+    group.score({0: full}, grpo.rewards)
     assert group.rewards["format"].tolist() == [1, 0, 1]
     assert group.rewards["detect"][0] > 0.8 and group.rewards["detect"][1:].tolist() == [0, 0]
     assert group.rewards["segment"].tolist() == pytest.approx([3, -1, -1])
@@ -160,7 +161,8 @@ def test_a_group_of_equal_rewards_costs_no_backward(grpo, batch, monkeypatch):
     calls = []
     monkeypatch.setattr(grpo, "manual_backward", lambda loss: calls.append(loss))
     monkeypatch.setattr(grpo, "update", lambda: None)
-    monkeypatch.setattr(grpo, "score", lambda *scored: equal(Grpo.score, grpo, *scored))
+    score = Group.score
+    monkeypatch.setattr(Group, "score", lambda *scored: equal(score, *scored))
     grpo.training_step(batch, 0)
     assert not calls
 
@@ -213,8 +215,8 @@ def test_group_by_group_the_gradients_are_those_of_the_whole_batch(grpo, batch, 
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
-def equal(score, module, group, mask_logits):
-    score(module, group, mask_logits)
+def equal(score, group, mask_logits, weights):
+    score(group, mask_logits, weights)
     group.teaches = False
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import modules.grpo
 from lab.model.decoding import collect
-from modules.grpo import Group, Grpo
+from modules.groups import Group
+from modules.grpo import Grpo
 from modules.sft import Sft
 
 

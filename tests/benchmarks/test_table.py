@@ -18,7 +18,7 @@ from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from tests.tiny_model import tiny_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
