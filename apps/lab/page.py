@@ -72,9 +72,13 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
         def reopen(request: gr.Request):
             """Look for new models and runs, and fill in what a link names; what is not there (any more) is left out."""
             asked = dict(request.query_params)
-            names = [name for name in asked.get("models", "").split(",") if name in library.models()]
-            chosen = [name for name in asked.get("runs", "").split(",") if name in library.run_folders()]
+            models_asked, runs_asked = ([n for n in asked.get(key, "").split(",") if n] for key in ("models", "runs"))
+            names = [name for name in models_asked if name in library.models()]
+            chosen = [name for name in runs_asked if name in library.run_folders()]
             record = library.records.get(asked.get("record", ""))
+            missing = len(models_asked) - len(names) + len(runs_asked) - len(chosen)
+            if missing := missing + bool(asked.get("record") and not record):
+                gr.Warning(f"{missing} of what this link names (models, runs, record) is not here: choose another.")
             query = asked.get("query", record.query if record else "")[: inspection.MAX_QUERY]
             filled = [
                 gr.Dropdown(value=record.id) if record else gr.skip(),

@@ -126,6 +126,13 @@ def test_a_link_reopens_the_view(page, lab):
     page.wait_for_selector("#viewer-0 .stage")
     query = page.get_by_label("Query").input_value()
     assert query and query.replace(" ", "+") in address.replace("%2C", ",")
+    assert page.get_by_text("of what this link names").count() == 0
+
+
+def test_a_link_to_what_is_not_here_says_so(page, lab):
+    """Else a colleague would compare other models than those of the link."""
+    page.goto(f"{lab[0]}?models=tiny-sft,another&record=gone")
+    page.get_by_text("2 of what this link names").wait_for()
 
 
 def test_a_blind_vote_reveals_the_names_and_is_kept(page, lab):
