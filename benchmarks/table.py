@@ -40,17 +40,20 @@ TRACKS = {"real": "", "reason": "data/track/manifest.jsonl"}
 
 
 def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
-    """One row a cell and track: its figures, seeds averaged, and the gain of `OURS` over it, image by image."""
+    """One row a cell and track: its figures, seeds averaged, and the gain of `OURS` over it, image by image, of the
+    seeds that both have."""
     found = []
     for track in TRACKS:
         of_track = {
-            name: [
-                one["tracks"][track] for (other, _), one in cells.items() if other == name and track in one["tracks"]
-            ]
+            name: {
+                seed: one["tracks"][track]
+                for (other, seed), one in cells.items()
+                if other == name and track in one["tracks"]
+            }
             for name in CELLS
         }
-        for name, seeds in of_track.items():
-            if not seeds:
+        for name, by_seed in of_track.items():
+            if not (seeds := list(by_seed.values())):
                 continue
             dice = mean_dice(seeds)
             row = {"track": track, "cell": name, "title": CELLS[name].title, "seeds": len(seeds), "n": len(dice)}
@@ -63,8 +66,9 @@ def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
                 }
                 for key in ("modality", "anatomy")
             }
-            if of_track[OURS] and name != OURS:
-                against = compare(dice, [mean_dice(of_track[OURS])])["mean"]
+            if name != OURS and (both := sorted(by_seed.keys() & of_track[OURS])):
+                theirs, ours = ([of_track[cell][seed] for seed in both] for cell in (name, OURS))
+                against = compare(mean_dice(theirs), [mean_dice(ours)])["mean"]
                 row |= {key: against[key] for key in ("gain", "gain_ci", "p")}
             found.append(row)
     return found
@@ -86,7 +90,7 @@ def average(figures: list[dict]) -> dict:
 def margin(of_track: list[dict]) -> str:
     """The paper's claim on a track: how far `OURS` is ahead of the best rival."""
     ours = [row for row in of_track if row["cell"] == OURS]
-    rivals = [row for row in of_track if CELLS[row["cell"]].rival]
+    rivals = [row for row in of_track if CELLS[row["cell"]].rival and "gain" in row]
     if not (ours and rivals):
         return ""
     best, all_rivals = max(rivals, key=lambda row: row["mDice"]), sum(cell.rival for cell in CELLS.values())

@@ -60,6 +60,23 @@ def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_
     assert (tmp_path / "out" / "table" / "table.png").stat().st_size > 5_000
 
 
+def test_a_row_of_one_seed_is_compared_with_that_seed_alone():
+    """Else an ablation would seem better or worse by what another seed of ours did."""
+
+    def cell(dice):
+        figures = {"mDice": float(np.mean(dice))}
+        images = {f"i{number}": value for number, value in enumerate(dice)}
+        by = {"modality": {"CT": figures}, "anatomy": {"lung": figures}}
+        track = {"overall": figures, "by": by, "dice": images, "group": dict.fromkeys(images, "g") | {"i0": "h"}}
+        return {"tracks": {"real": track}}
+
+    cells = {(table.OURS, 0): cell([0.6, 0.8]), (table.OURS, 1): cell([0.1, 0.1]), ("linear", 0): cell([0.5, 0.6])}
+    ours, linear = sorted(table.rows(cells), key=lambda row: row["cell"])
+    assert ours["mDice"] == pytest.approx(0.4) and ours["seeds"] == 2
+    assert linear["gain"] == pytest.approx(0.15)
+    assert "gain" not in table.rows({key: cells[key] for key in [(table.OURS, 1), ("linear", 0)]})[-1]
+
+
 def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, seed in (("data/reason", 4), ("data/synthetic", 6)):
