@@ -125,11 +125,10 @@ class Group:
             detect = binary_box_rewards(self.answers, true_boxes)
         else:
             detect = detect_rewards(self.answers, true_boxes, weights.match_iou)
-        kind, areas = weights.segment_kind, weights.giou_of
         self.rewards = {
             "format": format_rewards(self.texts),
             "detect": detect,
-            "segment": segment_rewards(self.masks, truth, self.has_mask, kind, areas),
+            "segment": segment_rewards(self.masks, truth, self.has_mask, weights.segment_kind, weights.giou_of),
             "faithful": faithful_rewards(self.answers, [item["facts"]] * size),
         }
         self.total = sum(getattr(weights, name) * values for name, values in self.rewards.items())
