@@ -19,9 +19,9 @@ from urllib.parse import urlencode
 
 import psutil
 from gradio_client import Client
-from jsonargparse import auto_cli
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks import run
 from lab.data.manifest import read_manifest
 from lab.evaluation.report import machine
 
@@ -118,4 +118,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=True)
+    run(main)

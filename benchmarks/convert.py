@@ -14,12 +14,12 @@ from pathlib import Path
 import cv2
 import nibabel
 import numpy as np
-from jsonargparse import auto_cli
 from pydicom.encaps import encapsulate
 from pydicom.examples import get_path
 from pydicom.filereader import dcmread
 from pydicom.uid import JPEGBaseline8Bit
 
+from benchmarks import run
 from benchmarks.clock import PeakMemory
 from lab.data.convert.run import convert
 from lab.data.convert.sets import SETS
@@ -146,4 +146,4 @@ def main(out: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from jsonargparse import auto_cli
 
+from benchmarks import run
 from lab.data.manifest import read_manifest
 from lab.data.reason import LEADS
 from lab.data.sample import evenly
@@ -112,4 +112,4 @@ def both(plain: pd.DataFrame, other: pd.DataFrame) -> dict:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run(main, as_positional=False)

@@ -20,9 +20,9 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
 
+from benchmarks import run
 from benchmarks.clock import Clock, PeakMemory
 from lab.data.manifest import read_manifest
 from lab.data.mixture import Part
@@ -261,4 +261,4 @@ def ratio(measured: dict, above: str, below: str, what: str) -> float:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jsonargparse import auto_cli
 
+from benchmarks import run
 from lab.data.images import load_sample
 from lab.data.manifest import read_manifest
 from lab.data.mixture import MixtureSampler, Part
@@ -146,4 +146,4 @@ def main(manifest: Path, out: Path | None = None, rows: int = 1_000_000, samples
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

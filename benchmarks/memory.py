@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from benchmarks import run
 from lab.evaluation.report import machine
 from lab.memory import keep_freed_memory
 from lab.model.release import load_segmenter
@@ -73,4 +73,4 @@ def main(release: Path, out: Path | None = None, turn: str = "") -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

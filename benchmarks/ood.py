@@ -9,15 +9,13 @@ goes on where it stopped when it is called again. One JSON a manifest: OUT/NAME.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from apps.demo import say
+from benchmarks import run
 from benchmarks.cells import Cell, evaluated, run_folder, train
-from benchmarks.table import mean_dice, underscored
+from benchmarks.table import mean_dice
 from lab.evaluation.compare import compare
 
 STAGE_0 = Cell("stage 0", ("segmenter.yaml",), 0.4)
@@ -60,4 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, args=[underscored(word) for word in sys.argv[1:]])
+    run(main, as_positional=False)

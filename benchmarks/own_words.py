@@ -10,8 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from benchmarks import run
 from lab.data.manifest import read_manifest
 from lab.data.sample import evenly
 from lab.evaluation.compare import compare
@@ -54,4 +53,4 @@ def main(manifest: Path, models: list[Path], split: str = "train", limit: int = 
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run(main, as_positional=False)

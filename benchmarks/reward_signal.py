@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from benchmarks import run
 from lab.data.manifest import read_manifest
 from lab.evaluation.report import machine
 from lab.grpo.objective import teaches
@@ -89,4 +89,4 @@ def main(model: str, manifests: list[str], split: str = "val", images: int = 128
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

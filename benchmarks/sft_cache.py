@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from benchmarks import run
 from benchmarks.clock import Clock
 from lab.data.manifest import read_manifest
 from lab.evaluation.report import machine
@@ -81,4 +81,4 @@ def main(manifest: Path, out: Path | None = None, steps: int = 8, batch_size: in
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run(main)

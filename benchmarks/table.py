@@ -18,30 +18,27 @@ It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which 
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from jsonargparse import auto_cli
 
 from apps.demo import say
+from benchmarks import run
 from benchmarks.cells import CELLS, Shared, evaluated, trained
 from lab.errors import LabError
 from lab.evaluation.compare import compare
 from lab.evaluation.metrics import bootstrap_interval
 from lab.model.release import read_checkpoint
 
-OURS = "grpo"
-"""The cell that the others are compared with."""
 FIGURES = ("mDice", "mIoU", "failure_rate", "NSD", "HD95", "box_f1", "lesion_f1", "faithfulness", "influence")
 TRACKS = {"real": "", "reason": "data/track/manifest.jsonl"}
 
 
-def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
-    """One row a cell and track: its figures, seeds averaged, and the gain of `OURS` over it, image by image, of the
-    seeds that both have."""
+def rows(cells: dict[tuple[str, int], dict], ours: str) -> list[dict]:
+    """One row a cell and track: its figures, seeds averaged, and the gain of the cell `ours` over it, image by image,
+    of the seeds that both have."""
     found = []
     for track in TRACKS:
         of_track = {
@@ -66,9 +63,9 @@ def rows(cells: dict[tuple[str, int], dict]) -> list[dict]:
                 }
                 for key in ("modality", "anatomy")
             }
-            if name != OURS and (both := sorted(by_seed.keys() & of_track[OURS])):
-                theirs, ours = ([of_track[cell][seed] for seed in both] for cell in (name, OURS))
-                against = compare(mean_dice(theirs), [mean_dice(ours)])["mean"]
+            if name != ours and (both := sorted(by_seed.keys() & of_track[ours])):
+                theirs, own = (mean_dice([of_track[cell][seed] for seed in both]) for cell in (name, ours))
+                against = compare(theirs, [own])["mean"]
                 row |= {key: against[key] for key in ("gain", "gain_ci", "p")}
             found.append(row)
     return found
@@ -87,15 +84,15 @@ def average(figures: list[dict]) -> dict:
     return {name: round(sum(of) / len(of), 4) if of else None for name, of in values.items()}
 
 
-def margin(of_track: list[dict]) -> str:
-    """The paper's claim on a track: how far `OURS` is ahead of the best rival."""
-    ours = [row for row in of_track if row["cell"] == OURS]
+def margin(of_track: list[dict], ours: str) -> str:
+    """The paper's claim on a track: how far the cell `ours` is ahead of the best rival."""
+    own = [row for row in of_track if row["cell"] == ours]
     rivals = [row for row in of_track if CELLS[row["cell"]].rival and "gain" in row]
-    if not (ours and rivals):
+    if not (own and rivals):
         return ""
     best, all_rivals = max(rivals, key=lambda row: row["mDice"]), sum(cell.rival for cell in CELLS.values())
     return (
-        f"\n{CELLS[OURS].title} {ours[0]['mDice']:.3f}; best of {len(rivals)} of {all_rivals} baselines with language: "
+        f"\n{CELLS[ours].title} {own[0]['mDice']:.3f}; best of {len(rivals)} of {all_rivals} baselines with language: "
         f"{best['title']}, {best['mDice']:.3f}; difference {with_interval(best)}.\n"
     )
 
@@ -104,7 +101,7 @@ def with_interval(row: dict) -> str:
     return f"{row['gain']:+.3f} ({row['gain_ci'][0]:+.3f} to {row['gain_ci'][1]:+.3f}), p {row['p']:.2g}"
 
 
-def markdown(table: list[dict]) -> str:
+def markdown(table: list[dict], ours: str) -> str:
     """The rows as tables of each track: overall, by modality and by anatomy."""
     lines = []
     for track in TRACKS:
@@ -112,7 +109,7 @@ def markdown(table: list[dict]) -> str:
         names = [name for name in FIGURES if any(row[name] is not None for row in of_track)]
         lines += [
             f"\n## {track}\n",
-            f"| seeds, images | {' | '.join(names)} | 95 % of mDice | {CELLS[OURS].title}, ahead by |",
+            f"| seeds, images | {' | '.join(names)} | 95 % of mDice | {CELLS[ours].title}, ahead by |",
         ]
         lines.append("|---" * (len(names) + 3) + "|")
         for row in of_track:
@@ -122,7 +119,7 @@ def markdown(table: list[dict]) -> str:
                 with_interval(row) if "gain" in row else "",
             ]
             lines.append(f"| {row['title']} ({row['seeds']}, {row['n']}) | {' | '.join(cells)} |")
-        lines.append(margin(of_track))
+        lines.append(margin(of_track, ours))
         for key in ("modality", "anatomy"):
             groups = sorted({group for row in of_track for group in row["by"][key]})
             lines += [f"\n| mDice by {key} | {' | '.join(groups)} |", "|---" * (len(groups) + 1) + "|"]
@@ -141,7 +138,7 @@ def draw(path: Path, table: list[dict]) -> None:
     for axis, track in zip(axes[0], TRACKS):
         of_track = [row for row in table if row["track"] == track][::-1]
         low, high = ([abs(row["mDice_ci"][side] - row["mDice"]) for row in of_track] for side in (0, 1))
-        colours = ["#2563eb" if row["cell"] in ("sft", OURS) else "#94a3b8" for row in of_track]
+        colours = ["#2563eb" if row["cell"] in ("sft", "grpo") else "#94a3b8" for row in of_track]
         titles, values = [row["title"] for row in of_track], [row["mDice"] for row in of_track]
         bars = axis.barh(titles, values, xerr=(low, high), color=colours, ecolor="#334155", capsize=2)
         axis.bar_label(bars, fmt="%.3f", padding=3)
@@ -155,6 +152,7 @@ def main(
     budget_minutes: float = 60,
     cells: list[str] | None = None,
     seeds: tuple[int, ...] = (0,),
+    ours: str = "grpo",
     quick: float = 1.0,
     limit: int = 0,
     segmenter: Path = Path("releases/core-seg-tiny-segmenter"),
@@ -168,13 +166,14 @@ def main(
         budget_minutes: When training stops; call again to go on.
         cells: Some of the rows, in order; None is all.
         seeds: Of each row.
+        ours: The row that the others are compared with.
         quick: Share of the rows' steps, for a quick look.
         limit: Evaluate on this many images of each track; 0 takes all.
         segmenter: Release or checkpoint of stage 0.
         language: Release or checkpoint whose language model the rows start from.
         out: Folder of the results.
     """
-    if unknown := sorted(set(cells or ()) - CELLS.keys()):
+    if unknown := sorted({ours, *(cells or ())} - CELLS.keys()):
         raise LabError(f"there is no cell '{unknown[0]}'; choose from {', '.join(CELLS)}")
     end, shared = time.monotonic() + 60 * budget_minutes, Shared(manifest, segmenter, language, quick, limit)
     out.mkdir(parents=True, exist_ok=True)
@@ -204,18 +203,12 @@ def main(
         if one["config"] != CELLS[one["cell"]].digest:
             raise LabError(f"cell {one['cell']} in '{out}' is of another configuration; move {one['cell']}-*.json away")
     written = {(one["cell"], one["seed"]): one for one in found}
-    table = rows(written)
+    table = rows(written, ours)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
-    (out / "table.md").write_text(markdown(table))
+    (out / "table.md").write_text(markdown(table, ours))
     draw(out / "table.png", table)
-    print(markdown(table))
-
-
-def underscored(word: str) -> str:
-    """`--budget-minutes=5` as jsonargparse has it."""
-    name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+    print(markdown(table, ours))
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, args=[underscored(word) for word in sys.argv[1:]])
+    run(main, as_positional=False)
