@@ -100,7 +100,7 @@ def evaluate(
         model: Folder of a release, or checkpoints/best.ckpt of a run.
         manifest: manifest.jsonl.
         split: train, val or test.
-        out: Folder for evaluation.json, evaluation.md, cases.csv and cases.png.
+        out: Folder for evaluation.json, evaluation.md, cases.csv, cases.png and worst.webp, the four worst.
         swapped: Score once more with the query of another lesion in the same image.
         limit: Only this many records, evenly spread; 0 takes all.
     """
@@ -154,7 +154,7 @@ def evaluate(
         return asked.predict([sample.image], [query])[0].mask
 
     write_report(out, summary, frame)
-    draw_cases(out / "cases.png", frame, records, mask_of)
+    draw_cases(out, frame, records, mask_of)
     overall = summary["overall"]
     print(f"mDice {overall['mDice']:.3f} {overall['mDice_ci']}, failure rate {overall['failure_rate']:.3f}, in {out}/")
 

@@ -11,6 +11,7 @@ def release(
     data: str = "see the run's config_fit.yaml",
     *,
     evaluations: list[Path] | None = None,
+    gallery: Path | None = None,
     mirrored: bool | None = None,
     threshold: float | None = None,
     corroborate: bool | None = None,
@@ -24,6 +25,7 @@ def release(
         title: Title of the model card.
         data: What the model was trained on, for the card.
         evaluations: Folders that core-seg evaluate wrote about it, for the card.
+        gallery: One of these folders whose pictures of the four worst cases you may share; the card shows them.
         mirrored: Segment the mirror image too, and average; None leaves it as the model has it.
         threshold: Probability above which a pixel is lesion; choose it on val. None leaves it as the model has it.
         corroborate: Keep only claims that the mask confirms, and draw boxes around it; None leaves it as it is.
@@ -32,7 +34,7 @@ def release(
     """
     from lab.errors import LabError
     from lab.model.base import base_of
-    from lab.model.release import REASONER, load_any, save_release
+    from lab.model.release import GALLERY, REASONER, load_any, save_release
     from lab.model.segmenter import Segmenter
 
     model = load_any(checkpoint)
@@ -53,7 +55,7 @@ def release(
             )
         base = base_of(model.config, model.config.reasoner.model, model.config.segmenter.weights)
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
-    save_release(model, folder, title, data, evaluations=found, base=base)
+    save_release(model, folder, title, data, evaluations=found, base=base, gallery=gallery and gallery / GALLERY)
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")
 
 

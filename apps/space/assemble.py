@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 FILES = ("app.py", "README.md", "requirements.txt")
 PAGE = ("__init__.py", "asking.py", "inspection.py", "library.py", "page.py", "results.py", "views.py", "assets")
 """Of apps/lab, what the public page consists of."""
-LARGE = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+LARGE = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.webp filter=lfs diff=lfs merge=lfs -text\n"
 
 
 def assemble(out: Path, releases: list[Path]) -> int:

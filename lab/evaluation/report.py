@@ -58,38 +58,52 @@ def markdown(summary: dict) -> str:
 
 
 def draw_cases(
-    path: Path | str, frame: pd.DataFrame, records: list[Record], segment: Callable[[Record, str], np.ndarray]
+    folder: Path, frame: pd.DataFrame, records: list[Record], segment: Callable[[Record, str], np.ndarray]
 ) -> None:
-    """A picture of 12 cases, 4 each of the worst, the median and the best: truth green, the model's mask red.
+    """Pictures of cases, truth green, the model's mask red: `cases.png` of 12, 4 each of the worst, the median and the
+    best, and `worst.webp` of the worst alone, small enough for a card.
 
     Args:
-        path: Of the PNG.
+        folder: Where to.
         frame: Of `evaluate` or `evaluate_boxes`.
         records: Those of the frame.
         segment: Record and query to the mask (H, W) bool that was scored.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     ordered = frame.sort_values("dice", kind="stable")
     middle = max(0, len(ordered) // 2 - 2)
     blocks = {"worst": ordered[:4], "median": ordered[middle : middle + 4], "best": ordered[-4:]}
-    by_id = {record.id: record for record in records}
-    figure, axes = pyplot.subplots(3, 4, figsize=(15, 13), layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, (name, block) in zip(axes, blocks.items()):
-        for axis, (_, case) in zip(row, block.iterrows()):
+    by_id, panels = {record.id: record for record in records}, {}
+    for name, block in blocks.items():
+        panels[name] = []
+        for _, case in block.iterrows():
             record, query = by_id[case.id], case.get("query", "true boxes")
             sample = load_sample(record)
-            axis.imshow(contoured(sample.image, sample.mask, segment(record, query)))
+            picture = contoured(sample.image, sample.mask, segment(record, query))
+            title = textwrap.fill(f"{name}: Dice {case.dice:.2f}  {record.id}", 50) + "\n" + textwrap.fill(query, 50)
             claim = str(case.get("text", "")).partition("</think>")[0].removeprefix("<think>").strip()
             claim = "".join(character for character in claim if character.isprintable())
-            title = textwrap.fill(f"{name}: Dice {case.dice:.2f}  {record.id}", 50) + "\n" + textwrap.fill(query, 50)
+            panels[name].append((picture, title, textwrap.fill(claim, 62)))
+    _draw_panels(folder / "cases.png", list(panels.values()))
+    _draw_panels(folder / "worst.webp", [panels["worst"]])
+
+
+def _draw_panels(path: Path, rows: list[list[tuple[np.ndarray, str, str]]]) -> None:
+    """Rows of at most four panels: an image, what stands above it, and what stands below it."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (15, 5 * len(rows) + 0.3)
+    figure, axes = pyplot.subplots(len(rows), 4, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, panels in zip(axes, rows):
+        for axis, (picture, title, claim) in zip(row, panels):
+            axis.imshow(picture)
             axis.set_title(title, fontsize=9, loc="left")
-            axis.text(0, 1.02 * sample.mask.shape[0], textwrap.fill(claim, 62), fontsize=7, va="top")
+            axis.set_xlabel(claim, fontsize=7, loc="left")
     figure.suptitle(f"Truth green, model red. {NOTICE}", fontsize=12)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, pil_kwargs={"quality": 50} if path.suffix == ".webp" else None)
     pyplot.close(figure)
 
 

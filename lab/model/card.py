@@ -43,8 +43,11 @@ stage 1 starts from (`--model.init_args.segmenter_checkpoint DIR`).
 - Input: one RGB image, padded to {size} px, and boxes. Output: their masks.
 - Limits: it knows the kinds of images that it was trained on, and fills the box that it is given, right or wrong.
 """
+FAILURES = """
+## Where it fails
 
-
+![The four cases of an evaluation with the least Dice, truth green, the model's mask red](worst.webp)
+"""
 ADAPTER_CARD = """
 **This release holds what was trained alone.** With what it was trained from (reasoner: {reasoner}; segmenter:
 {segmenter}) it becomes whole, and can be used then: `core-seg merge DIR OUT --reasoner CHECKPOINT --segmenter WEIGHTS`.
@@ -58,6 +61,7 @@ def card(
     base: dict | None,
     evaluations: Iterable[dict],
     glance: bool = False,
+    gallery: bool = False,
 ) -> str:
     """Markdown with the hub's front matter.
 
@@ -68,6 +72,7 @@ def card(
         base: `reasoner` and `segmenter` that a release without their weights was trained from; None for a whole one.
         evaluations: What `core-seg evaluate` wrote of it.
         glance: `CoreSeg.draws_at_a_glance`.
+        gallery: Whether the release holds a picture of its worst cases.
     """
     text = HEADER.format(title=title, data=data)
     if isinstance(config, SegmenterConfig):
@@ -80,7 +85,8 @@ def card(
         text += CARD.format(size=config.segmenter.image_size, grid=config.reasoner.grid, prompts=prompts)
         text += CORROBORATED if config.corroborate else ""
     text += ADAPTER_CARD.format(**base) if base else ""
-    return text + "".join(map(results_table, evaluations))
+    text += "".join(map(results_table, evaluations))
+    return text + (FAILURES if gallery else "")
 
 
 def results_table(evaluation: dict) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from functools import partial
@@ -23,6 +24,8 @@ FORMAT = "core-seg-release-1"
 REASONER, SEGMENTER = "reasoner", "segmenter"
 """Folders of a release, for what a checkpoint of Hugging Face has beside its weights; the configuration names them in
 place of the path or hub id that the model once came from."""
+GALLERY = "worst.webp"
+"""Picture of the four worst cases of an evaluation, as `core-seg evaluate` names it."""
 TEXT = (".json", ".jinja", ".txt")
 """What those folders hold."""
 
@@ -39,8 +42,9 @@ def save_release(
     half: bool = True,
     evaluations: list[dict] | None = None,
     base: CoreSeg | None = None,
+    gallery: Path | None = None,
 ) -> None:
-    """Write `model.safetensors`, `config.json`, the tokenizer and `README.md` (the card).
+    """Write `model.safetensors`, `config.json`, the tokenizer, `README.md` (the card) and, of the card, a picture.
 
     Args:
         model: Of any preset, or the segmenter of stage 0, which has no tokenizer.
@@ -50,6 +54,7 @@ def save_release(
         half: Store half precision; False keeps float32 and with it the last bits of every logit.
         evaluations: What `core-seg evaluate` wrote of it, for the card.
         base: From `base_of`: weights that are still its own are left out, and only `complete` reads the release.
+        gallery: `worst.webp` of an evaluation, for the card.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +87,18 @@ def save_release(
         source = {name: Path(of).name if of and Path(of).exists() else of for name, of in source.items()}
         config["base"] = source | {"sha256": weights_digest(left_out)}
     glance = isinstance(model, CoreSeg) and model.draws_at_a_glance
-    (folder / "README.md").write_text(card(model.config, title, data, config.get("base"), evaluations or (), glance))
+    text = card(model.config, title, data, config.get("base"), evaluations or (), glance, gallery is not None)
+    (folder / "README.md").write_text(text)
+    (folder / GALLERY).unlink(missing_ok=True)
+    if gallery is not None:
+        shutil.copy(gallery, folder / GALLERY)
     files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
     (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
 
 
 def release_files(folder: Path) -> list[str]:
     """The files that are part of a release, as paths below its folder."""
-    top = [folder / name for name in ("README.md", "config.json", "model.safetensors")]
+    top = [folder / name for name in ("README.md", "config.json", "model.safetensors", GALLERY)]
     below = [path for name in ("tokenizer", REASONER, SEGMENTER) for path in sorted(folder.glob(f"{name}/*"))]
     paths = [path for path in top if path.is_file()] + [path for path in below if path.suffix in TEXT]
     return [path.relative_to(folder).as_posix() for path in paths]

@@ -64,9 +64,10 @@ def test_the_report_holds_the_json_of_the_issue_and_pictures(manifest, tmp_path)
     frame = evaluate(lambda images, queries: [says(i, next(order)) for i in images], records, 5)
     out = tmp_path / "out"
     write_report(out, {"model": "m"} | summarise(frame), frame)
-    draw_cases(out / "cases.png", frame, records, lambda record, query: truths[record.id])
+    draw_cases(out, frame, records, lambda record, query: truths[record.id])
     written = json.loads((out / "evaluation.json").read_text())
     assert set(written["overall"]) >= {"mDice", "mDice_ci", "mIoU", "failure_rate", "box_f1", "n"}
     assert set(written["by"]) == {"source", "modality", "anatomy"}
     assert "Not a medical device" in (out / "evaluation.md").read_text()
+    assert (out / "worst.webp").read_bytes()[8:12] == b"WEBP"
     assert (out / "cases.png").stat().st_size > 10_000 and len((out / "cases.csv").read_text().splitlines()) == 7

@@ -12,7 +12,7 @@ from lab.model.answer import mirrored
 from lab.model.core_seg import CoreSeg, Seen
 from lab.model.decoding import pad
 from lab.model.gaze import noticed
-from lab.model.release import ReleaseError, load_model, load_release, load_segmenter, save_release
+from lab.model.release import ReleaseError, load_model, load_release, load_segmenter, release_files, save_release
 from lab.model.segmenter import Segmenter
 from tests.tiny_model import tiny_config
 
@@ -241,6 +241,18 @@ def test_the_card_says_what_was_measured(model, tmp_path):
     save_release(model, tmp_path, "t", "nothing", evaluations=[evaluation])
     card = (tmp_path / "README.md").read_text()
     assert "| busi | 9 | 0.500 (0.400 to 0.600) | 10.0% |" in card and "Not a medical device" in card
+
+
+def test_a_release_holds_the_worst_cases_that_it_was_given_and_those_alone(model, tmp_path):
+    picture, folder = tmp_path / "worst.webp", tmp_path / "release"
+    picture.write_bytes(b"RIFF")
+    save_release(model, folder, "t", "nothing", gallery=picture)
+    assert "(worst.webp)" in (folder / "README.md").read_text() and "worst.webp" in release_files(folder)
+    (folder / "worst.webp").write_bytes(b"another")
+    with pytest.raises(ReleaseError, match="worst.webp is damaged"):
+        load_release(folder)
+    save_release(model, folder, "t", "nothing")
+    assert "(worst.webp)" not in (folder / "README.md").read_text() and "worst.webp" not in release_files(folder)
 
 
 def test_a_release_gives_identical_outputs(model, images, tmp_path):
