@@ -190,10 +190,11 @@ def trained(name: str, seed: int, shared: Shared, end: float) -> Path | None:
     return train(cell, run, shared.manifest, starts, seed, shared.quick, minutes)
 
 
-def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path) -> dict:
+def evaluated(checkpoint: Path, manifest: Path, limit: int, folder: Path, split: str = "test") -> dict:
     """An evaluation's summary, and the Dice and the group of every image."""
     if not (folder / "evaluation.json").is_file():
-        core_seg("evaluate", str(checkpoint), f"--manifest={manifest}", f"--limit={limit}", f"--out={folder}")
+        flags = [f"--manifest={manifest}", f"--split={split}", f"--limit={limit}", f"--out={folder}"]
+        core_seg("evaluate", str(checkpoint), *flags)
     cases = read_cases(folder)
     return json.loads((folder / "evaluation.json").read_text()) | {
         "dice": dict(zip(cases.id, cases.dice.round(4))),

@@ -4,8 +4,9 @@
     python -m benchmarks.ood --manifest LESIONS/without-busi.jsonl --budget-minutes 45
 
 Stage 0, CORE-Seg (SFT) and the U-Net are trained from ImageNet's weights on the other sources and on synthetic lesions
-(of breast ultrasound, too) alone, at a share of the steps of the releases, and tested on all images of the source. It
-goes on where it stopped when it is called again. One JSON a manifest: OUT/NAME.json.
+(of breast ultrasound, too) alone, at a share of the steps of the releases, and tested on all images of the source,
+and on `val` of the others, which tells what is too little training from what is a strange source. It goes on where it
+stopped when it is called again. One JSON a manifest: OUT/NAME.json.
 """
 
 import json
@@ -35,7 +36,7 @@ def main(
         limit: Evaluate on this many images; 0 takes all.
         out: Folder of the results.
     """
-    end, name, found = time.monotonic() + 60 * budget_minutes, manifest.stem, {}
+    end, name, found, seen = time.monotonic() + 60 * budget_minutes, manifest.stem, {}, {}
     runs = run_folder("ood", quick, manifest)
 
     def minutes() -> float:
@@ -45,12 +46,14 @@ def main(
     for row, cell in CELLS.items() if start else ():
         starts = {ARGUMENT[row]: start}
         if checkpoint := train(cell, f"{runs}/{name}-{row}", manifest, starts, 0, quick, minutes()):
-            found[row] = evaluated(checkpoint, manifest, limit, checkpoint.parents[1] / f"evaluation-{limit}")
+            folder = checkpoint.parents[1] / f"evaluation-{limit}"
+            found[row] = evaluated(checkpoint, manifest, limit, folder)
+            seen[row] = evaluated(checkpoint, manifest, limit, folder / "val", "val")
     if len(found) < len(CELLS):
         say(f"the minutes are over before {name} is done; call again to go on")
         return
     told = {key: found["sft"][key] for key in ("manifest", "machine", "date")}
-    told |= {row: one["overall"] for row, one in found.items()}
+    told |= {row: {"left out": found[row]["overall"], "val of the others": seen[row]["overall"]} for row in CELLS}
     told["sft over unet"] = compare(mean_dice([found["unet"]]), [mean_dice([found["sft"]])])["mean"]
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")

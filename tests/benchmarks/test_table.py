@@ -86,7 +86,9 @@ def test_a_source_that_is_left_out_is_in_no_part_of_the_training(tmp_path, monke
     assert "minutes are over before manifest" in capsys.readouterr().out
     ood.main(manifest, budget_minutes=30, **settings)
     told = json.loads(Path("out/ood/manifest.json").read_text())
-    assert told["sft"]["n"] == told["unet"]["n"] == 2 and "gain_ci" in told["sft over unet"]
+    for row in ("sft", "unet"):
+        assert [told[row][part]["n"] for part in ("left out", "val of the others")] == [2, 2]
+    assert "gain_ci" in told["sft over unet"]
     for part in ("stage0", "sft", "unet"):
         (config,) = (path.read_text() for path in Path("runs").glob(f"ood-*/manifest-{part}/config_fit.yaml"))
         assert "../shared" not in config and "releases/" not in config, "it starts from what has seen everything"
