@@ -89,8 +89,9 @@ def save_release(
     glance = isinstance(model, CoreSeg) and model.draws_at_a_glance
     text = card(model.config, title, data, config.get("base"), evaluations or (), glance, gallery is not None)
     (folder / "README.md").write_text(text)
-    (folder / GALLERY).unlink(missing_ok=True)
-    if gallery is not None:
+    if gallery is None:
+        (folder / GALLERY).unlink(missing_ok=True)
+    else:
         shutil.copy(gallery, folder / GALLERY)
     files = {name: sha256(folder / name) for name in release_files(folder) if name not in ("config.json", "README.md")}
     (folder / "config.json").write_text(json.dumps({"format": FORMAT} | config | {"sha256": files}, indent=2) + "\n")
