@@ -19,19 +19,20 @@ from benchmarks import run
 from lab.evaluation.report import machine
 from lab.memory import keep_freed_memory
 from lab.model.release import load_segmenter
+from modules.precision import bfloat16
 
 TURNS, BATCHES, IMAGES = 5, 5, 16
 
 
 @torch.no_grad()
 def measure(release: Path, keep: bool) -> dict[str, float]:
-    """Seconds and page faults of a batch of images through the encoder, in bfloat16 as when training."""
+    """Seconds and page faults of a batch of images through the encoder, in bfloat16 where training is."""
     if keep:
         keep_freed_memory()
     segmenter = load_segmenter(release)
     size = segmenter.config.image_size
     pixels = torch.randint(0, 255, (IMAGES, size, size, 3), dtype=torch.uint8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with bfloat16(torch.device("cpu"), True):
         segmenter.encode(pixels)
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         for _ in range(BATCHES):

@@ -17,6 +17,7 @@ from lab.model.decoding import Prompt, Sampling, collect
 from lab.model.release import load_model
 from modules.groups import Group, Rewards
 from modules.parallel import clip_gradients, gather, gathered, is_sharded, rank, shares, sum_gradients, totals
+from modules.precision import bfloat16
 from modules.reasoning import ReasoningModule
 from modules.scored import plain_arguments
 
@@ -42,7 +43,8 @@ class Grpo(ReasoningModule):
         clip_high: How far it may rise above 1.
         inner_steps: Optimiser steps on each batch of completions.
         seg_weight: Of DiceCE on the masks of the completions.
-        bf16: Run the training passes, not the sampling, with bfloat16 autocast; weights and losses stay float32.
+        bf16: Run the training passes, not the sampling, with bfloat16 autocast where the hardware has it; weights and
+            losses stay float32.
         gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
         learning_rate: Peak rate of AdamW for the policy's LoRA.
         seg_learning_rate: The same for adapter and mask decoder.
@@ -170,7 +172,7 @@ class Grpo(ReasoningModule):
         return groups
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)
+        return bfloat16(self.device, self.hparams.bf16)
 
     def read(self, group: Group, prompt: Prompt) -> GroupPass:
         with self.autocast():

@@ -2,11 +2,13 @@
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lab.data.sample import Sample
 from lab.evaluation.metrics import dice_iou
 from modules.parallel import average_statistics, clip_gradients, gather, sum_gradients
+from modules.precision import has_bfloat16
 
 
 def plain_arguments(given: dict, part: str) -> dict:
@@ -21,6 +23,11 @@ class ScoredModule(L.LightningModule):
     def drawn(self, sample: Sample) -> np.ndarray | None:
         """The mask (H, W) bool of a sample; None where the answer is invalid."""
         raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        wanted = self.hparams.get("bf16") or self.hparams.get("bf16_encoder")
+        if wanted and not has_bfloat16(self.device):
+            rank_zero_info("This hardware has no bfloat16 (AVX-512 BF16 on a CPU): training in float32.")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.automatic_optimization:

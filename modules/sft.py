@@ -16,6 +16,7 @@ from lab.model.core_seg import CoreSeg, CoreSegConfig, Output
 from lab.model.decoding import Sampling
 from lab.model.release import load_model, load_segmenter
 from modules.parallel import gathered, shares, totals
+from modules.precision import bfloat16
 from modules.reasoning import ReasoningModule
 from modules.scored import plain_arguments
 
@@ -55,7 +56,7 @@ class Sft(ReasoningModule):
         warmup_steps: Optimiser steps of linear warm-up.
         total_steps: Where the cosine reaches zero; keep it equal to the trainer's `max_steps`.
         max_new_tokens: Where a sampled answer is cut.
-        bf16: Train with bfloat16 autocast (2 times faster on a CPU with AVX-512 BF16); weights and losses stay float32.
+        bf16: Train with bfloat16 autocast where the hardware has it (2 times faster); weights and losses stay float32.
         gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
     """
 
@@ -160,7 +161,7 @@ class Sft(ReasoningModule):
         return sum(self.hparams[f"{name}_weight"] * value for name, value in losses.items())
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.bf16)
+        return bfloat16(self.device, self.hparams.bf16)
 
     def learns_from_own_text(self) -> bool:
         """Decided by the step alone, so that a resumed run decides the same."""

@@ -118,6 +118,7 @@ def test_a_preset_trains_both_stages_and_its_model_travels(
     flags += ["--trainer.check_val_every_n_epoch=9", f"{MODEL}.max_new_tokens=6", f"{MODEL}.views=1"]
     flags += ["--trainer.devices=1"]
     core, in_bfloat16 = f"{MODEL}.core_seg", []
+    monkeypatch.setattr("modules.precision.has_bfloat16", lambda device: True)  # slower than float32 here, or not
     adapt = PromptAdapter.forward
     watched = lambda adapter, states: in_bfloat16.append(torch.is_autocast_enabled("cpu")) or adapt(adapter, states)  # noqa: E731
     monkeypatch.setattr(PromptAdapter, "forward", watched)

@@ -72,6 +72,7 @@ def compare(job, found):
 @pytest.mark.parametrize(("bf16", "checkpointing"), [(True, False), (False, False), (True, True)])
 def test_memory_of_stage_1_is_what_a_step_takes(lesions, tmp_path, monkeypatch, bf16, checkpointing):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modules.precision.has_bfloat16", lambda device: True)  # slower than float32 here, or not
     sizes = [f"{MODEL}.core_seg.{size}" for size in SIZES]
     more = [f"{MODEL}.segmenter_checkpoint=null", f"{MODEL}.bf16={bf16}", f"{MODEL}.decoder_after=0", *sizes]
     more += [f"{MODEL}.gradient_checkpointing={checkpointing}"]
@@ -94,6 +95,7 @@ def test_memory_of_stage_2_is_what_a_step_takes(lesions, tmp_path, monkeypatch):
         return [[[row[0]] + row[1:2] * (length - len(row)) + row[1:] for row in ids] for _ in range(images)]
 
     monkeypatch.setattr("modules.grpo.collect", written)
+    monkeypatch.setattr("modules.precision.has_bfloat16", lambda device: True)
     more = [f"{MODEL}.start=start", f"{MODEL}.max_new_tokens={length}", f"{MODEL}.bf16=true"]
     job, found = measured("grpo", lesions, tmp_path, *more)
     assert job.answer_tokens == length == max(found["answers"])

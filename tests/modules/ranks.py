@@ -54,3 +54,9 @@ class Ranks:
                 os.kill(process.pid, signal.SIGABRT)
             process.join()
         return [process.exitcode for process in self.processes], [path.read_text() for path in self.printed]
+
+    def finish(self) -> list[str]:
+        """What was printed, by rank, of a run that is to go well."""
+        codes, printed = self.wait()
+        assert codes == [0, 0], "\n".join(printed)
+        return printed

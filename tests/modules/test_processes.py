@@ -46,7 +46,7 @@ def test_a_signal_to_any_process_stops_both_between_two_steps(flags, number, tol
     for rank in told:
         os.kill(ranks.processes[rank].pid, number)
     codes, printed = ranks.wait()
-    assert codes == [130, 0], printed
+    assert codes == [130, 0], "\n".join(printed)
     saved = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert 23 < saved < 60
     assert f"Stopped at step {saved} and saved. Go on with: core-seg fit" in printed[0]
@@ -59,7 +59,7 @@ def test_a_process_that_dies_ends_the_run(flags, dies):
     reached(3)
     ranks.processes[dies].kill()
     codes, printed = ranks.wait(60)
-    assert codes[dies] == -signal.SIGKILL and codes[1 - dies] == 2, printed
+    assert codes[dies] == -signal.SIGKILL and codes[1 - dies] == 2, "\n".join(printed)
     assert "another process of this run has died" in printed[1 - dies]
     assert "Traceback" not in printed[1 - dies]
 

@@ -106,8 +106,7 @@ def test_two_processes_do_what_one_does(stage, strategy, lesions, start, alone):
     more = needs(strategy) if stage == "sft" else []
     os.chdir(alone)
     one, two = f"{stage}-alone-{strategy}" if more else f"{stage}-alone", f"{stage}-{strategy}"
-    codes, printed = Ranks(flags(stage, lesions, start, two, f"--trainer.strategy={strategy}", *TWO, *more)).wait()
-    assert codes == [0, 0], printed
+    Ranks(flags(stage, lesions, start, two, f"--trainer.strategy={strategy}", *TWO, *more)).finish()
     assert len(metrics(one)) == len(metrics(two)) > 4
     gaps = []
     for left, right in zip(metrics(one), metrics(two)):
@@ -144,8 +143,7 @@ def test_processes_with_fewer_groups_than_others_hold_up_none(lesions, start, al
     assert main(flags("grpo", lesions, start, "uneven-alone", *more)) == 0
     for strategy in ("ddp", "fsdp2"):
         run = f"uneven-{strategy}"
-        codes, printed = Ranks(flags("grpo", lesions, start, run, f"--trainer.strategy={strategy}", *TWO, *more)).wait()
-        assert codes == [0, 0], printed
+        Ranks(flags("grpo", lesions, start, run, f"--trainer.strategy={strategy}", *TWO, *more)).finish()
         for left, right in zip(metrics("uneven-alone"), metrics(run), strict=True):
             assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
 
@@ -157,11 +155,9 @@ def test_a_sharded_run_goes_on_sharded_or_in_one_process(strategy, lesions, star
     os.chdir(alone)
     whole, cut, fewer = f"sft-alone-{strategy}" if more else "sft-alone", f"cut-{strategy}", f"fewer-{strategy}"
     sharded = flags("sft", lesions, start, cut, f"--trainer.strategy={strategy}", *TWO, *more)
-    codes, printed = Ranks([*sharded, "--trainer.max_steps=2"]).wait()
-    assert codes == [0, 0], printed
+    Ranks([*sharded, "--trainer.max_steps=2"]).finish()
     shutil.copytree(f"runs/{cut}", f"runs/{fewer}")
-    codes, printed = Ranks([*sharded, "--ckpt_path=last"]).wait()
-    assert codes == [0, 0], printed
+    Ranks([*sharded, "--ckpt_path=last"]).finish()
     assert main(flags("sft", lesions, start, fewer, "--ckpt_path=last", *more)) == 0
     for run in (cut, fewer):
         assert [line["step"] for line in metrics(run)] == [line["step"] for line in metrics(whole)]
@@ -175,8 +171,7 @@ def test_a_sharded_run_goes_on_sharded_or_in_one_process(strategy, lesions, star
 def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch):
     """And its batch norms' statistics are of the records of both."""
     monkeypatch.chdir(tmp_path)
-    codes, printed = Ranks(flags("unet", lesions, start, "unet", "--trainer.strategy=ddp", *TWO)).wait()
-    assert codes == [0, 0], printed
+    printed = Ranks(flags("unet", lesions, start, "unet", "--trainer.strategy=ddp", *TWO)).finish()
     assert [line["step"] for line in metrics("unet") if "train/seg_loss" in line] == [0, 1, 2, 3]
     assert sum("val/mDice" in line for line in metrics("unet")) == 2
     assert "Params" in printed[0] and "Params" not in printed[1] and "it/s" not in printed[1]
