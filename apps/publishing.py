@@ -54,6 +54,8 @@ def release(
                 "complete an adapter with; drop --adapter"
             )
         base = base_of(model.config, model.config.reasoner.model, model.config.segmenter.weights)
+    if gallery and not (gallery / GALLERY).is_file():
+        raise LabError(f"'{gallery}' has no {GALLERY}; name a folder that core-seg evaluate wrote")
     found = [json.loads((path / "evaluation.json").read_text()) for path in evaluations or ()]
     save_release(model, folder, title, data, evaluations=found, base=base, gallery=gallery and gallery / GALLERY)
     print(f"wrote {folder} ({sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB)")

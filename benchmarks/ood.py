@@ -36,7 +36,7 @@ def main(
         limit: Evaluate on this many images; 0 takes all.
         out: Folder of the results.
     """
-    end, name, found, seen = time.monotonic() + 60 * budget_minutes, manifest.stem, {}, {}
+    end, name, found = time.monotonic() + 60 * budget_minutes, manifest.stem, {}
     runs = run_folder("ood", quick, manifest)
 
     def minutes() -> float:
@@ -47,14 +47,16 @@ def main(
         starts = {ARGUMENT[row]: start}
         if checkpoint := train(cell, f"{runs}/{name}-{row}", manifest, starts, 0, quick, minutes()):
             folder = checkpoint.parents[1] / f"evaluation-{limit}"
-            found[row] = evaluated(checkpoint, manifest, limit, folder)
-            seen[row] = evaluated(checkpoint, manifest, limit, folder / "val", "val")
+            left_out = evaluated(checkpoint, manifest, limit, folder)
+            others = evaluated(checkpoint, manifest, limit, folder / "val", "val")
+            found[row] = {"left out": left_out, "val of the others": others}
     if len(found) < len(CELLS):
         say(f"the minutes are over before {name} is done; call again to go on")
         return
-    told = {key: found["sft"][key] for key in ("manifest", "machine", "date")}
-    told |= {row: {"left out": found[row]["overall"], "val of the others": seen[row]["overall"]} for row in CELLS}
-    told["sft over unet"] = compare(mean_dice([found["unet"]]), [mean_dice([found["sft"]])])["mean"]
+    dice = {row: mean_dice([images["left out"]]) for row, images in found.items()}
+    told = {key: found["sft"]["left out"][key] for key in ("manifest", "machine", "date")}
+    told |= {row: {name: one["overall"] for name, one in images.items()} for row, images in found.items()}
+    told["sft over unet"] = compare(dice["unet"], [dice["sft"]])["mean"]
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told))

@@ -110,6 +110,7 @@ CASES = {
         "do not fit",
     ),
     "checkpoint with a pickle": (pickled_checkpoint, "release x.ckpt out", "read safely"),
+    "gallery without pictures": (nothing, "release release out --gallery=.", "'.' has no worst.webp"),
     "not a checkpoint": (write("x.ckpt", "hello"), "release x.ckpt out", "x.ckpt"),
     "no config": (nothing, "fit -c nowhere.yaml", "nowhere.yaml"),
     "config not YAML": (write("c.yaml", "model: [\n"), "fit -c c.yaml", "line 2, column 1"),
