@@ -18,6 +18,7 @@ from lab.model.release import save_release
 from lab.model.segmenter import Segmenter, SegmenterConfig
 from tests.tiny_model import tiny_config
 
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """core-seg commands run in the process of the test: each of their own starts takes 15 s of a core."""
@@ -28,7 +29,9 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(cells, "core_seg", core_seg)
 
 
-def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(tmp_path, monkeypatch, capsys, in_this_process):
+def test_the_table_goes_on_where_the_minutes_ended_and_trains_nothing_twice(
+    tmp_path, monkeypatch, capsys, in_this_process
+):
     monkeypatch.chdir(tmp_path)
     write_reason(Path("data/reason"), 8, seed=4, size=64)
     manifest = write_reason(Path("data/real"), 12, seed=5, fractions=(0.5, 0.25, 0.25), size=64)
