@@ -88,8 +88,8 @@ def test_memory_of_stage_1_is_what_a_step_takes(lesions, tmp_path, monkeypatch, 
     compare(job, found)
 
 
-@in_bfloat16
-def test_memory_of_stage_2_is_what_a_step_takes(lesions, tmp_path, monkeypatch):
+@pytest.mark.parametrize("bf16", [pytest.param(True, marks=in_bfloat16), False])
+def test_memory_of_stage_2_is_what_a_step_takes(bf16, lesions, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     segmenter = SegmenterConfig(image_size=128, embed_dim=64, weights="random")
     config = CoreSegConfig(segmenter, ReasonerConfig(image_size=128, scene_dim=64))
@@ -104,7 +104,7 @@ def test_memory_of_stage_2_is_what_a_step_takes(lesions, tmp_path, monkeypatch):
         return [[[row[0]] + row[1:2] * (length - len(row)) + row[1:] for row in ids] for _ in range(images)]
 
     monkeypatch.setattr("modules.grpo.collect", written)
-    more = [f"{MODEL}.start=start", f"{MODEL}.max_new_tokens={length}", f"{MODEL}.bf16=true"]
+    more = [f"{MODEL}.start=start", f"{MODEL}.max_new_tokens={length}", f"{MODEL}.bf16={bf16}"]
     job, found = measured("grpo", lesions, tmp_path, *more)
     assert job.answer_tokens == length == max(found["answers"])
     compare(job, found)
