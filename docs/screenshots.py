@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("address", help="Of the lab, such as http://127.0.0.1:7860")
     parser.add_argument("folder", type=Path, help="For the PNG files.")
     parser.add_argument("--record", required=True, help="Id of a record for Inspect.")
-    parser.add_argument("--runs", required=True, help="Names of runs for Rewards, with commas between.")
+    parser.add_argument("--runs", default="", help="Names of runs for Rewards, with commas between.")
+    parser.add_argument("--views", nargs="+", help="Take these alone, such as inspect edit.")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     shots = {
@@ -74,9 +75,9 @@ def main() -> None:
         for theme in ("light", "dark"):
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             page.set_default_timeout(60_000)
-            for name, take in shots.items():
+            for name in given.views or shots:
                 page.set_viewport_size({"width": WIDTH, "height": TALL.get(name, HEIGHT)})
-                take(page, f"{given.address}/?__theme={theme}")
+                shots[name](page, f"{given.address}/?__theme={theme}")
                 page.wait_for_timeout(2500)
                 page.screenshot(path=given.folder / f"{name}_{theme}.png")
                 print(given.folder / f"{name}_{theme}.png")

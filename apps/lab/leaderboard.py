@@ -74,9 +74,10 @@ def scatter(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> g
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "gray"}, showlegend=False, hoverinfo="skip"
     )
+    a, b = ("…" + name[-47:] if len(name) > 48 else name for name in names)  # longer ones leave the axis
     return views.plain(figure).update_layout(
-        xaxis_title=f"A: {names[0]}",
-        yaxis_title=f"B: {names[1]}",
+        xaxis_title=f"A: {a}",
+        yaxis_title=f"B: {b}",
         height=520,
         margin={"t": 20, "b": 40, "l": 50, "r": 10},
     )
