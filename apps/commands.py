@@ -112,7 +112,7 @@ def evaluate(
     from lab.evaluation.metrics import bootstrap_interval, summarise
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
-    from lab.evaluation.run import evaluate_boxes, load_sample
+    from lab.evaluation.run import evaluate_boxes, load_sample, partners
     from lab.memory import keep_freed_memory
     from lab.model.release import load_any, read_checkpoint
     from lab.model.segmenter import Segmenter
@@ -129,6 +129,11 @@ def evaluate(
     } | machine()
     is_unet = model.suffix == ".ckpt" and "unet" in read_checkpoint(model)["hyper_parameters"]
     asked = unet_from_checkpoint(model) if is_unet else load_any(model)
+    if swapped and isinstance(asked, Segmenter):
+        raise LabError(f"'{model}' is of stage 0 and is asked nothing; drop --swapped")
+    if swapped and not partners(records):
+        few = f", of the {limit} that --limit takes" if limit else ""
+        raise LabError(f"{manifest}: no image is asked about twice{few}, so that --swapped has nothing to do; drop it")
     if isinstance(asked, Segmenter):
         frame = evaluate_boxes(asked, records)
     elif is_unet:
@@ -138,11 +143,7 @@ def evaluate(
         frame["influence"] = frame.id.map(reasoning_influence(asked, records, frame.text))
     summary = about | summarise(frame)
     if swapped:
-        if isinstance(asked, Segmenter):
-            raise LabError(f"'{model}' is of stage 0 and is asked nothing; drop --swapped")
         other = ask(asked.predict, records, 0, swapped=True)
-        if other.empty:
-            raise LabError(f"{manifest}: no image is asked about twice, so that --swapped has nothing to do; drop it")
         gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
         summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
         summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap, other.group)}
@@ -173,7 +174,7 @@ def compare(base: Path, others: list[Path], *, out: Path | None = None):
 
     comparison = against(read_cases(base), [read_cases(other) for other in others])
     if out:
-        of = {folder.name: json.loads((folder / "evaluation.json").read_text()) for folder in (base, *others)}
+        of = {folder.as_posix(): json.loads((folder / "evaluation.json").read_text()) for folder in (base, *others)}
         models = {"models": [summary["model"] for summary in of.values()], "evaluations": of}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(comparison | machine() | models, indent=1) + "\n")

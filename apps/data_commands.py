@@ -1,6 +1,5 @@
 """`core-seg data ...`: manifests, from what sets are distributed as to what is trained on."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +88,7 @@ def filter_by_difficulty(
     """
     from lab.data.difficulty import Settings
     from lab.data.knee import filter_manifest
+    from lab.data.manifest import Derived
     from lab.errors import LabError
 
     settings = Settings(folds, steps, size, batch_size, seed)
@@ -97,11 +97,11 @@ def filter_by_difficulty(
             f"{settings}, share {share}: folds, steps and images a step are at least 2, size is a multiple of 8 from 32"
             " on, and share lies from 0 to below 1; change them"
         )
-    hard, control = beside(manifest, name), beside(manifest, f"random-{name}")
-    told = filter_manifest(manifest, out, settings, share, hard, control)
+    hard, control = Derived(manifest, name), Derived(manifest, f"random-{name}")
+    told = filter_manifest(hard, control, out, settings, share)
     fit = told["fit"]
     print(f"knee {fit['knee']:.3f} of a power law with alpha {fit['alpha']:.2f} from {fit['xmin']:.3f}")
-    print(f"wrote {hard}: {told['kept']} of {told['records']} records, and {control} as its control")
+    print(f"wrote {hard.path}: {told['kept']} of {told['records']} records, and {control.path} as its control")
 
 
 def synthesize(
@@ -170,19 +170,18 @@ def hard(manifest: Path, evaluation: Path, out: str = "hard.jsonl", below: float
         below: Records whose Dice is below this are kept,
         others: and so many of the rest for each of them, evenly spread.
     """
-    from lab.data.manifest import read_manifest
+    from lab.data.manifest import Derived, read_manifest
     from lab.evaluation.compare import read_cases
 
-    path = beside(manifest, out)
+    derived = Derived(manifest, out)
     dice = read_cases(evaluation).set_index("id").dice
     asked = [record.id for record in read_manifest(manifest) if record.id in dice]
     kept = {name for name in asked if dice[name] < below}
     rest = [name for name in asked if name not in kept]
     wanted = min(len(rest), round(others * len(kept)))
     kept |= {rest[place * len(rest) // wanted] for place in range(wanted)}
-    lines = [line for line in manifest.read_text().splitlines() if line and json.loads(line)["id"] in kept]
-    path.write_text("\n".join(lines) + "\n")
-    print(f"wrote {path}: {len(lines)} of {len(asked)} records")
+    derived.write(dict.fromkeys(kept, {}))
+    print(f"wrote {derived.path}: {len(kept)} of {len(asked)} records")
 
 
 def leave_out(manifest: Path, source: str, out: str = ""):
@@ -193,21 +192,17 @@ def leave_out(manifest: Path, source: str, out: str = ""):
         source: All of its records become the test split; those of other sources that were for testing are dropped.
         out: Name of the new manifest, beside the old one; without-SOURCE.jsonl where none is given.
     """
-    from lab.data.manifest import read_manifest
+    from lab.data.manifest import Derived, read_manifest
     from lab.errors import LabError
 
-    if source not in (sources := sorted({record.source for record in read_manifest(manifest)})):
+    derived = Derived(manifest, out or f"without-{source}.jsonl")
+    records = read_manifest(manifest)
+    if source not in (sources := sorted({record.source for record in records})):
         raise LabError(f"{manifest}: no record is of source '{source}'; choose from {', '.join(sources)}")
-    path = beside(manifest, out or f"without-{source}.jsonl")
-    lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
-    kept = [
-        line | {"split": "test" if line["source"] == source else line["split"]}
-        for line in lines
-        if line["source"] == source or line["split"] != "test"
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    tested = sum(line["split"] == "test" for line in kept)
-    print(f"wrote {path}: {len(kept) - tested} records to train and choose on, {tested} to test on")
+    tested = {record.id: {"split": "test"} for record in records if record.source == source}
+    others = {record.id: {} for record in records if record.source != source and record.split != "test"}
+    derived.write(tested | others)
+    print(f"wrote {derived.path}: {len(others)} records to train and choose on, {len(tested)} to test on")
 
 
 def reason(
@@ -252,25 +247,17 @@ def reason(
         limit: Only this many records, evenly spread; 0 takes all.
         dry_run: Estimate calls, cost and time, and stop.
     """
+    from lab.data.manifest import Derived
     from lab.data.writer import Service, write_reasoning
     from lab.errors import LabError
 
-    path, service = beside(manifest, out), None
+    derived, service = Derived(manifest, out), None
     if endpoint:
         cost = (price_in, price_out, tokens_in, tokens_out, seconds)
         service = Service(endpoint, model, judge, concurrency, per_minute, timeout, *cost)
     elif model or judge:
         raise LabError("--model and --judge need --endpoint; give its URL, or drop them to write from facts")
-    print(write_reasoning(manifest, path, service, limit=limit, seed=seed, dry_run=dry_run))
-
-
-def beside(manifest: Path, name: str) -> Path:
-    """A new file in the folder of a manifest, whose paths hold there."""
-    from lab.errors import LabError
-
-    if Path(name).name != name:
-        raise LabError(f"--out '{name}' is not the name of a file; it is written beside the manifest")
-    return manifest.parent / name
+    print(write_reasoning(derived, service, limit=limit, seed=seed, dry_run=dry_run))
 
 
 def sheet(out: Path, seed: int = 0, kind: Literal["plain", "reason"] = "plain"):

@@ -1,5 +1,6 @@
 """`make demo`: the whole road on one CPU, from synthetic lesions to a page with what was just trained."""
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -8,7 +9,6 @@ from pathlib import Path
 from lab.data.manifest import read_manifest
 from lab.errors import LabError
 
-FOLDER = Path("runs/demo")
 SHARES = {"segmenter": 0.5, "sft": 0.38, "grpo": 0.12}
 """Of the minutes for training."""
 STEPS_PER_MINUTE = {"segmenter": 85, "sft": 80, "grpo": 16}
@@ -32,9 +32,10 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     """
     if data and {record.split for record in read_manifest(data)} < {"train", "val", "test"}:
         raise LabError(f"{data}: the demo needs the splits train, val and test; mark records so")
-    say(f"CORE-Seg on this machine: about {minutes + 1.5:.0f} minutes, then a page. Everything goes to {FOLDER}/.")
-    manifest = Path(data) if data else FOLDER / "data" / "manifest.jsonl"
-    reason = FOLDER / "reason" / "manifest.jsonl"
+    folder = folder_of(data)
+    say(f"CORE-Seg on this machine: about {minutes + 1.5:.0f} minutes, then a page. Everything goes to {folder}/.")
+    manifest = Path(data) if data else folder / "data" / "manifest.jsonl"
+    reason = folder / "reason" / "manifest.jsonl"
     synthesis = ["data", "synthesize", "--size", str(IMAGE_SIZE)]
     if not data:
         part("1/6 synthetic lesions (half a minute)", manifest, [*synthesis, str(manifest.parent), "--n", str(IMAGES)])
@@ -45,29 +46,35 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     )
     for number, (name, title) in enumerate(STAGES.items(), start=2):
         say(f"{number}/6 {title}")
-        stage(name, minutes * SHARES[name], manifest, reason)
-    release = FOLDER / "release"
-    arguments = ["release", str(checkpoint("grpo")), str(release), "--title=CORE-Seg demo"]
+        stage(folder / name, minutes * SHARES[name], manifest, reason)
+    release = folder / "release"
+    arguments = ["release", str(checkpoint(folder / "grpo")), str(release), "--title=CORE-Seg demo"]
     part("5/6 the release", release / "config.json", arguments)
     evaluation = [
         "evaluate",
         str(release),
         f"--manifest={manifest}",
         f"--limit={EVALUATED}",
-        f"--out={FOLDER / 'evaluation'}",
+        f"--out={folder / 'evaluation'}",
     ]
-    part("6/6 evaluation on the test split (half a minute)", FOLDER / "evaluation" / "cases.png", evaluation)
+    part("6/6 evaluation on the test split (half a minute)", folder / "evaluation" / "cases.png", evaluation)
     if page:
         from apps.lab.library import Library
         from apps.lab.page import launch
 
-        launch(Library(release, FOLDER, manifest), port)
+        launch(Library(release, folder, manifest), port)
 
 
-def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
+def folder_of(data: str) -> Path:
+    """One for each data set: what was trained on another is not gone on with."""
+    manifest = Path(data).absolute()
+    digest = hashlib.sha256(str(manifest).encode()).hexdigest()[:8]
+    return Path("runs") / (f"demo-{manifest.parent.name}-{digest}" if data else "demo")
+
+
+def stage(folder: Path, minutes: float, manifest: Path, reason: Path) -> None:
     """Train one stage with its own configuration, shortened; a stage that was interrupted goes on."""
-    folder = FOLDER / name
-    done = folder / "done"
+    name, demo, done = folder.name, folder.parent, folder / "done"
     if done.exists():
         return say("    already done")
     steps = max(4, round(minutes * STEPS_PER_MINUTE[name] / 4) * 4)
@@ -78,7 +85,7 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
     ]
     model = "--model.init_args."
     flags = [
-        f"--name=demo/{name}",
+        f"--name={demo.name}/{name}",
         f"--trainer.max_steps={steps}",
         "--trainer.check_val_every_n_epoch=4",
         f"{model}total_steps={steps}",
@@ -93,28 +100,28 @@ def stage(name: str, minutes: float, manifest: Path, reason: Path) -> None:
         "sft": [
             f"{model}core_seg.segmenter.image_size={IMAGE_SIZE}",
             f"{model}core_seg.reasoner.image_size={IMAGE_SIZE}",
-            f"{model}segmenter_checkpoint={checkpoint('segmenter')}",
-            f"{model}cache={FOLDER / 'cache'}",
+            f"{model}segmenter_checkpoint={checkpoint(demo / 'segmenter')}",
+            f"{model}cache={demo / 'cache'}",
             f"{model}views=2",
             f"{model}decoder_after={steps // 4}",
             f"{model}own_text_after={steps * 3 // 4}",
         ],
         "grpo": [
             f"{model}warmup_steps=2",
-            f"{model}start={checkpoint('sft')}",
-            f"{model}cache={FOLDER / 'cache'}",
+            f"{model}start={checkpoint(demo / 'sft')}",
+            f"{model}cache={demo / 'cache'}",
             f"{model}views=2",
         ],
     }[name]
-    if (folder / "checkpoints" / "last.ckpt").exists():
+    if checkpoint(folder).exists():
         flags.append("--ckpt_path=last")
     config = Path(__file__).parents[1] / "configs" / "tiny" / f"{name}.yaml"
     core_seg("fit", "-c", str(config), *flags)
     done.touch()
 
 
-def checkpoint(stage_name: str) -> Path:
-    return FOLDER / stage_name / "checkpoints" / "last.ckpt"
+def checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def part(title: str, result: Path, arguments: list[str]) -> None:

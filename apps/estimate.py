@@ -29,7 +29,8 @@ def read_arguments(arguments: list[str]) -> tuple[Job, Machine]:
     parser = LightningArgumentParser(prog="core-seg estimate", description=ABOUT, exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Of core-seg fit.")
     parser.add_argument("--gpus", type=str, default="1x24GB", help="Such as 8x80GB, or 4x8x80GB for four nodes.")
-    parser.add_argument("--seed_everything", type=int, default=0, help="As in fit; it changes nothing here.")
+    for flag, default in (("--seed_everything", 0), ("--name", ""), ("--ckpt_path", "")):
+        parser.add_argument(flag, type=type(default), default=default, help="As in fit; it changes nothing here.")
     parser.add_lightning_class_args(L.Trainer, "trainer")
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)

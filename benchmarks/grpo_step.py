@@ -35,7 +35,7 @@ from lab.model.reasoner import IMAGE, Reasoner
 from lab.model.release import load_release, save_release
 from modules import grpo
 from modules.data import Lesions
-from modules.groups import Rewards
+from modules.groups import Group, Rewards
 from modules.grpo import Grpo
 
 IMAGES, GROUP, TOKENS, LORA, SIZE = 8, 8, 96, 16, 320
@@ -71,18 +71,18 @@ def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
     module = Grpo(str(start), LORA, rewards=rewards, views=1, group_size=GROUP, max_new_tokens=TOKENS, beta=0.0)
     never_ends(module.core_seg.reasoner)
     if not masks:
-        module.look = lambda group: (module.read(group), {})
+        module.look = lambda group: (module.read(group, group.prompt), {})
     clock = Clock()
     watch = Stopwatch(clock)
     clock.wrap(module, "encode", "encoders")
-    clock.wrap(module, "score", "rewards")
     clock.wrap(module.core_seg, "masks", "forward: mask decoder")
     clock.wrap(module, "manual_backward", "backward")
     clock.wrap(module, "update", "optimiser")
-    real = grpo.collect, grpo.group_pass
+    real = grpo.collect, grpo.group_pass, Group.score
     grpo.collect = lambda *sampled: written(module.core_seg.reasoner, real[0](*sampled))
     clock.wrap(grpo, "collect", "rollout")
     clock.wrap(grpo, "group_pass", "forward: language model")
+    clock.wrap(Group, "score", "rewards")
     part = Part(str(manifest), IMAGES)
     data = Lesions([part], str(manifest), steps_per_epoch=steps + 1, num_workers=0, seed=SEED)
     trainer = L.Trainer(
@@ -97,7 +97,7 @@ def ours(start: Path, manifest: Path, steps: int, masks: bool) -> dict:
     )
     with PeakMemory() as memory:
         trainer.fit(module, datamodule=data)
-    grpo.collect, grpo.group_pass = real
+    grpo.collect, grpo.group_pass, Group.score = real
     taught = sum(group.teaches for group in module.groups)
     drawn = sum(int(group.masks.flatten(1).any(1).sum()) for group in module.groups)
     assert taught == IMAGES, f"only {taught} of {IMAGES} groups taught something"

@@ -142,9 +142,24 @@ def draw(path: Path, table: list[dict]) -> None:
         titles, values = [row["title"] for row in of_track], [row["mDice"] for row in of_track]
         bars = axis.barh(titles, values, xerr=(low, high), color=colours, ecolor="#334155", capsize=2)
         axis.bar_label(bars, fmt="%.3f", padding=3)
-        axis.set(title=track, xlabel="mDice (95 % over images)", xlim=(0, 1.1))
+        axis.set(title=track, xlabel="mDice (95 % over groups of images)", xlim=(0, 1.1))
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def kept(out: Path, shared: Shared) -> list[dict]:
+    """What earlier calls left in a folder.
+
+    Raises:
+        LabError: It was trained otherwise.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*-*.json"))]
+    for one in found:
+        if one["settings"] != shared.settings():
+            raise LabError(f"'{out}' holds cells of other settings, {one['settings']}; give another --out")
+        if one["config"] != CELLS[one["cell"]].digest:
+            raise LabError(f"cell {one['cell']} in '{out}' is of another configuration; move {one['cell']}-*.json away")
+    return found
 
 
 def main(
@@ -176,6 +191,7 @@ def main(
     if unknown := sorted({ours, *(cells or ())} - CELLS.keys()):
         raise LabError(f"there is no cell '{unknown[0]}'; choose from {', '.join(CELLS)}")
     end, shared = time.monotonic() + 60 * budget_minutes, Shared(manifest, segmenter, language, quick, limit)
+    kept(out, shared)  # what does not go together is refused before anything is trained
     out.mkdir(parents=True, exist_ok=True)
     for name, seed in ((name, seed) for seed in seeds for name in cells or CELLS):
         if (path := out / f"{name}-{seed}.json").is_file():
@@ -196,13 +212,7 @@ def main(
             "steps": read_checkpoint(checkpoint)["global_step"],
         }
         path.write_text(json.dumps(told | {"settings": shared.settings(), "tracks": tracks}) + "\n")
-    found = [json.loads(path.read_text()) for path in sorted(out.glob("*-*.json"))]
-    for one in found:
-        if one["settings"] != shared.settings():
-            raise LabError(f"'{out}' holds cells of other settings, {one['settings']}; give another --out")
-        if one["config"] != CELLS[one["cell"]].digest:
-            raise LabError(f"cell {one['cell']} in '{out}' is of another configuration; move {one['cell']}-*.json away")
-    written = {(one["cell"], one["seed"]): one for one in found}
+    written = {(one["cell"], one["seed"]): one for one in kept(out, shared)}
     table = rows(written, ours)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     (out / "table.md").write_text(markdown(table, ours))

@@ -75,8 +75,9 @@ class RunKeeper(L.Callback):
     """Rewinds the metrics at a resume, and saves `last.ckpt` when a run is interrupted.
 
     Ctrl-C and SIGUSR1, by which SLURM warns of a job's end, are turned into SIGTERM, which is heeded between two steps:
-    what is saved then is a whole step, so that the resumed run equals an unbroken one. A second Ctrl-C stops at once
-    and saves nothing. Of several processes any may be signalled: they agree before each step.
+    what is saved then is a whole step, of however many accumulated batches, so that the resumed run equals an unbroken
+    one. A second Ctrl-C stops at once and saves nothing. Of several processes any may be signalled: they agree before
+    each step.
     """
 
     def __init__(self, folder: Path | str, resume_command: str) -> None:
@@ -106,14 +107,16 @@ class RunKeeper(L.Callback):
         self.stopping = True
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.world_size > 1:  # Lightning's own handler would send a message from wherever the signal finds it
+        # Lightning's own handler would send a message from wherever the signal finds it, and stop within a step
+        if trainer.world_size > 1 or trainer.accumulate_grad_batches > 1:
             signal.signal(signal.SIGTERM, self._stop)
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
                 logger.rewind(trainer.global_step)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.stopping, all=False):
+        begins = batch_idx % trainer.accumulate_grad_batches == 0
+        if begins and trainer.strategy.reduce_boolean_decision(self.stopping, all=False):
             raise SIGTERMException
         # Lightning 2.6.6 counts one step too many in the logs after a resume from a checkpoint of an epoch's end
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.data.facts import Facts
 from lab.grpo.objective import teaches
 from lab.grpo.rewards import (
     MATCH_IOU,
@@ -42,6 +43,39 @@ class Rewards:
     """`matched`: mIoU(matched) x F1 of the boxes; `binary`: Seg-Zero's, a baseline."""
     match_iou: float = MATCH_IOU
     """`matched`: IoU above which a matched pair of boxes counts."""
+
+    def of(
+        self,
+        texts: list[str],
+        answers: list[Answer],
+        boxes_norm: np.ndarray,
+        facts: Facts,
+        masks: Tensor,
+        truth: Tensor,
+        has_mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """Each reward by itself, (G,), of G completions about one image.
+
+        Args:
+            texts: The completions.
+            answers: What is read in them.
+            boxes_norm: (N, 4), the true boxes as shares of width and height.
+            facts: Measured on the true mask.
+            masks: (G, h, w) bool, what was drawn.
+            truth: (G, h, w) bool.
+            has_mask: (G,) bool, whether the mask counts.
+        """
+        boxes = [boxes_norm] * len(texts)
+        if self.detect_kind == "binary":
+            detect = binary_box_rewards(answers, boxes)
+        else:
+            detect = detect_rewards(answers, boxes, self.match_iou)
+        return {
+            "format": format_rewards(texts),
+            "detect": detect,
+            "segment": segment_rewards(masks, truth, has_mask, self.segment_kind, self.giou_of),
+            "faithful": faithful_rewards(answers, [facts] * len(texts)),
+        }
 
 
 @dataclass
@@ -114,23 +148,14 @@ class Group:
             mask_logits: By the number of the completion that drew them, (h, w) over the padded square.
             weights: What counts.
         """
-        size, item, truth = len(self.texts), self.item, self.truth
+        item, truth = self.item, self.truth
         self.masks = torch.zeros_like(truth, memory_format=torch.contiguous_format)
-        height, width = (round(side * truth.shape[-1] / item["frame"].size) for side in item["frame"].inner)
+        height, width = item["frame"].filled(truth.shape[-1])
         for slot, logits in mask_logits.items():
             if not self.answers[slot].says_empty:
                 self.masks[slot, :height, :width] = (logits[:height, :width] > 0).cpu()
-        true_boxes = [np.asarray(item["boxes_norm"])] * size  # the loader makes tensors
-        if weights.detect_kind == "binary":
-            detect = binary_box_rewards(self.answers, true_boxes)
-        else:
-            detect = detect_rewards(self.answers, true_boxes, weights.match_iou)
-        self.rewards = {
-            "format": format_rewards(self.texts),
-            "detect": detect,
-            "segment": segment_rewards(self.masks, truth, self.has_mask, weights.segment_kind, weights.giou_of),
-            "faithful": faithful_rewards(self.answers, [item["facts"]] * size),
-        }
+        boxes = np.asarray(item["boxes_norm"])  # the loader makes tensors
+        self.rewards = weights.of(self.texts, self.answers, boxes, item["facts"], self.masks, truth, self.has_mask)
         self.total = sum(getattr(weights, name) * values for name, values in self.rewards.items())
         self.teaches = bool(teaches(self.total[None]))
         self.dice = self.has_mask * dice_scores(self.masks, truth)

@@ -95,6 +95,12 @@ class Grpo(ReasoningModule):
                 "that can differ; set group_size >= 2, temperature > 0 and 0 < top_p <= 1"
             )
         model = load_model(Path(start))
+        boxes = model.config.prompt == "boxes"
+        if (rewards.segment or seg_weight) and (boxes or model.config.adapter.state == "mean"):
+            raise LabError(
+                f"'{start}' draws from {'the boxes in' if boxes else 'the mean over'} its answers, where stage 2 draws "
+                "from their <seg>; start from another model, or set rewards.segment and seg_weight to 0"
+            )
         model.reasoner.requires_grad_(False)
         model.reasoner.add_lora(lora_rank)
         self.save_hyperparameters({"core_seg": asdict(model.config), "rewards": asdict(rewards), **arguments})

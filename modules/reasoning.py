@@ -97,7 +97,8 @@ class ReasoningModule(ScoredModule):
 
     def predict_step(self, sample: Sample, batch_idx: int) -> dict:
         answer = self.ask(sample)
-        return {"id": sample.record.id, "text": answer.text, "boxes": answer.boxes.tolist(), "mask": answer.mask}
+        said = {"id": sample.record.id, "text": answer.text, "valid": answer.answer.valid}
+        return said | {"boxes": answer.boxes.tolist(), "mask": answer.mask}
 
     def ask(self, sample: Sample) -> Prediction:
         """The greedy answer to the record's query."""

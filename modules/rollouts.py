@@ -16,7 +16,6 @@ from lab.data.facts import measure
 from lab.data.images import load_sample
 from lab.data.sample import Sample, evenly
 from lab.evaluation.metrics import dice_iou
-from lab.grpo.rewards import detect_rewards, faithful_rewards, format_rewards, segment_rewards
 from modules.grpo import Grpo
 from modules.parallel import gather, gathered
 
@@ -40,6 +39,7 @@ class RolloutFiles(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: Grpo) -> None:
         """Drop what a resumed run writes again, and ask the followed images before the first step."""
         self.rewind(trainer)
+        self.followed = evenly(trainer.datamodule.val_records(), self.follow) if self.follow else []
         if trainer.global_step == 0:
             self.ask(trainer, module)
 
@@ -62,9 +62,8 @@ class RolloutFiles(L.Callback):
     def ask(self, trainer: L.Trainer, module: Grpo) -> None:
         """Each process asks a part of the followed images."""
         if self.follow:
-            records = evenly(trainer.datamodule.val_records(), self.follow)
-            share = math.ceil(len(records) / trainer.world_size)
-            own = records[trainer.global_rank * share :][:share]
+            share = math.ceil(len(self.followed) / trainer.world_size)
+            own = self.followed[trainer.global_rank * share :][:share]
             with gathered(module):
                 rows = [self.asked(module, load_sample(record)) for record in own]
             self.write(trainer, f"followed_{trainer.global_step:06d}", gather(rows))
@@ -100,13 +99,8 @@ class RolloutFiles(L.Callback):
         said = module.ask(sample)
         truth = boxes_to_name(sample.mask, module.core_seg.config.reasoner.max_boxes)
         masks = (torch.from_numpy(mask)[None] for mask in (said.mask, sample.mask))
-        weights, has_mask = module.rewards, torch.tensor([said.has_mask])
-        rewards = {
-            "format": format_rewards([said.text]),
-            "detect": detect_rewards([said.answer], [truth], weights.match_iou),
-            "segment": segment_rewards(*masks, has_mask, weights.segment_kind, weights.giou_of),
-            "faithful": faithful_rewards([said.answer], [measure(sample.image, sample.mask)]),
-        }
+        facts, has_mask = measure(sample.image, sample.mask), torch.tensor([said.has_mask])
+        rewards = module.rewards.of([said.text], [said.answer], truth, facts, *masks, has_mask)
         return (
             {"step": module.global_step, "id": sample.record.id, "query": sample.record.query}
             | {"completion": said.text, "boxes": said.answer.boxes_norm.tolist()}

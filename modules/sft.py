@@ -131,8 +131,9 @@ class Sft(ReasoningModule):
             with self.autocast():
                 output = self.core_seg(encoded, prompts, own, seen=seen)
             part = shares({"seg": len(output.mask_rows)}, self.device)
-            loss = part["seg"] * self.seg_loss(output, batch["target"])
-            self.log_dict(totals({"train/own_seg_loss": loss}, self.device), prog_bar=True)
+            drawn = part["seg"] * self.seg_loss(output, batch["target"])
+            self.log_dict(totals({"train/own_seg_loss": drawn}, self.device), prog_bar=True)
+            loss = self.hparams.seg_weight * drawn
         else:
             completions = [reasoner.completion_ids(answer) for answer in batch["answer"]]
             with self.autocast():

@@ -14,7 +14,7 @@ import numpy as np
 from apps.lab import views
 from apps.lab.asking import Answer, Asker
 from apps.lab.library import Library
-from apps.lab.results import Result, Results
+from apps.lab.results import Result
 from lab.data.facts import measure
 from lab.data.images import ImageError, image_size, load_sample
 from lab.data.scans import Scan, open_scan
@@ -79,11 +79,11 @@ def window_of(centre: float | None, width: float | None) -> tuple[float, float] 
     return centre - abs(width) / 2, centre + abs(width) / 2
 
 
-def sampling_of(temperature: float, seed: int) -> Sampling:
-    """As a visitor chose; the slider's bounds let through what is no number."""
+def sampling_of(temperature: float, seed: int | None) -> Sampling:
+    """As a visitor chose; the slider's bounds let through what is no number, and an empty field is seed 0."""
     if not np.isfinite(temperature):
         raise gr.Error("Choose a temperature of 0.1 to 2.")
-    return Sampling(max(0.05, temperature), seed=int(seed))
+    return Sampling(max(0.05, temperature), seed=int(seed or 0))
 
 
 def shown_of(answer: Answer, name: str, max_boxes: int, result: Result, truth, facts) -> views.Shown:
@@ -111,9 +111,12 @@ def column(shown: views.Shown, image: np.ndarray) -> tuple[str, str]:
 
 def export(result: Result, folder: Path) -> list[str]:
     """Files of a result in a folder: each model's mask (PNG, size of the image), one figure with all, and JSON."""
+    answers = list(result.shown.items())  # the next may be written meanwhile
+    if not answers:
+        raise gr.Error("There is no answer yet; wait for it.")
     about = {"query": result.query, "record": result.record, "notice": views.NOTICE, "answers": {}}
     files = []
-    for name, shown in result.shown.items():
+    for name, shown in answers:
         said = shown.prediction
         path = folder / f"{name.replace('/', '-')}_mask.png"
         cv2.imwrite(str(path), said.mask.astype(np.uint8) * 255)
@@ -123,8 +126,8 @@ def export(result: Result, folder: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(result.shown), figsize=(5.5 * len(result.shown), 6), squeeze=False)
-    for axis, (name, shown) in zip(axes[0], result.shown.items()):
+    figure, axes = pyplot.subplots(1, len(answers), figsize=(5.5 * len(answers), 6), squeeze=False)
+    for axis, (name, shown) in zip(axes[0], answers):
         axis.imshow(contoured(result.image, shown.truth, shown.prediction.mask))
         dice = f"  Dice {shown.scores['Dice']:.3f}" if shown.scores else ""
         axis.set_title(f"{name}{dice}", fontsize=10)
@@ -144,7 +147,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         library: Where models and records come from.
         public: Takes images of at most `PUBLIC_PIXELS` and no volumes.
     """
-    results, asker = Results(), Asker(library)
+    results, asker = library.results, Asker(library)
     names = list(library.models())
     records = sorted(library.records, key=lambda name: ("test", "val", "train").index(library.records[name].split))
 

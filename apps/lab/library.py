@@ -3,12 +3,14 @@
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
+from apps.lab.results import Results
 from lab.data.manifest import read_manifest
 from lab.data.sample import Record
 from lab.errors import LabError
@@ -18,6 +20,8 @@ from lab.model.release import is_stage_0, load_model
 KEPT_MODELS = 4
 """Models in memory; the one that was used longest ago goes first."""
 KEPT_EXPORTS = 64
+KEPT_SECONDS, TIDIED_SECONDS = 3300, 300
+"""How long what a visitor sent, asked and made is kept, and how often it is looked at: an hour at most."""
 
 
 class Library:
@@ -43,6 +47,7 @@ class Library:
         self.records: dict[str, Record] = {r.id: r for r in read_manifest(manifest)} if manifest else {}
         self._records_of: dict[Path, dict[str, Record]] = {}
         self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
+        self.results = Results()
         self._scratch = tempfile.TemporaryDirectory(prefix="core-seg-")
         self._lock = threading.Lock()
 
@@ -82,6 +87,18 @@ class Library:
         for old in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEPT_EXPORTS + 1]:
             shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=root))
+
+    def tidy(self) -> None:
+        """Let go of what visitors asked and made before `KEPT_SECONDS`."""
+        self.results.trim(older=KEPT_SECONDS)
+        for folder in Path(self._scratch.name).iterdir():
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def keep_tidy(self) -> None:
+        while True:
+            time.sleep(TIDIED_SECONDS)
+            self.tidy()
 
     def record(self, identity: str) -> Record:
         """The record of an id.

@@ -1,5 +1,6 @@
 """The lab's page: its tabs, its looks, and the links that reopen a view."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,13 @@ import gradio as gr
 from gradio_client.utils import is_file_obj_with_meta, traverse
 
 from apps.lab import inspection, views
-from apps.lab.library import Library
+from apps.lab.library import KEPT_SECONDS, TIDIED_SECONDS, Library
 from lab.errors import LabError
 
 TITLE = "CORE-Seg lab: reason first, then segment"
 ASSETS = Path(__file__).parent / "assets"
 QUEUE = 32
 """Visitors that may wait for the model."""
-KEPT_SECONDS = 3600
-"""How long uploads and downloads stay on disk."""
 KEPT_SESSIONS = 64
 """Of which gradio keeps what they were last shown, megabytes for each; those before must press Segment again."""
 
@@ -48,7 +47,7 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
         library: What there is to look at.
         public: For strangers: releases only, no runs, no records of a manifest.
     """
-    cleaning = (KEPT_SECONDS, KEPT_SECONDS)
+    cleaning = (TIDIED_SECONDS, KEPT_SECONDS)
     with Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=cleaning) as page:
         gr.Markdown(f"# {TITLE}")
         gr.HTML(f'<div class="notice">{views.NOTICE}</div>')
@@ -107,6 +106,7 @@ def launch(library: Library, port: int, public: bool = False, block: bool = True
         The address.
     """
     page = build(library, public)
+    threading.Thread(target=library.keep_tidy, daemon=True).start()
     _, url, _ = page.launch(
         server_name=host,
         server_port=port or None,

@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Result:
     record: str = ""
     shown: dict[str, views.Shown] = field(default_factory=dict)
     scenes: dict[str, Scene] = field(default_factory=dict)
+    asked: float = field(default_factory=time.monotonic)
 
 
 class Results:
@@ -41,9 +43,15 @@ class Results:
         self.trim()
         return key
 
-    def trim(self) -> None:
-        """Let go of the oldest; to be called when a result has grown."""
+    def trim(self, older: float = float("inf")) -> None:
+        """Let go of the oldest; to be called when a result has grown.
+
+        Args:
+            older: Seconds after which a result goes in any case.
+        """
         with self._lock:
+            while self._kept and time.monotonic() - next(iter(self._kept.values())).asked > older:
+                self._kept.popitem(last=False)
             while len(self._kept) > KEPT_RESULTS or len(self._kept) > 1 and self._pixels() > KEPT_PIXELS:
                 self._kept.popitem(last=False)
 

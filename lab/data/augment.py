@@ -6,7 +6,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from lab.data.reasoning import mirror
+from lab.data.facts import measure
+from lab.data.reasoning import check_claims, mirror, parse_claims
 from lab.data.sample import Sample
 
 
@@ -19,7 +20,8 @@ def augment(sample: Sample, rng: np.random.Generator, strength: float = 1.0) -> 
         strength: 0 returns the sample; 1 turns by up to 12 degrees, scales by up to 20 %.
 
     Returns:
-        A sample of the same size. A crop that would lose the whole lesion is not applied.
+        A sample of the same size. A crop that would lose the whole lesion is not applied. Its record has no reasoning
+        where a claim of it, such as the location, was true and no longer is: one is then written from the facts.
     """
     if strength == 0:
         return sample
@@ -35,7 +37,16 @@ def augment(sample: Sample, rng: np.random.Generator, strength: float = 1.0) -> 
         image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     else:
         mask = sample.mask
-    return replace(sample, image=_recolour(image, rng, strength), mask=mask)
+    return _told_truly(sample, replace(sample, image=_recolour(image, rng, strength), mask=mask))
+
+
+def _told_truly(before: Sample, after: Sample) -> Sample:
+    claims = parse_claims(after.record.reasoning)
+    if not claims:
+        return after
+    was, still = (check_claims(claims, measure(sample.image, sample.mask)) for sample in (before, after))
+    stale = any(true and not still[name] for name, true in was.items())
+    return replace(after, record=replace(after.record, reasoning="")) if stale else after
 
 
 def _recolour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:

@@ -79,8 +79,12 @@ def image_size(path: Path | str | Member) -> tuple[int, int]:
         return image.size[::-1] if image.format != "TIFF" and _orientation(image) >= 5 else image.size
 
 
-def decode(path: Path | str | Member) -> np.ndarray:
+def decode(path: Path | str | Member, indices: bool = False) -> np.ndarray:
     """The first page as stored: (H, W) or (H, W, 3) RGB, of the file's depth, turned, alpha composed on black.
+
+    Args:
+        path: Of the file.
+        indices: Give a palette image as its indices (H, W) uint8, not in the palette's colours.
 
     Raises:
         ImageError: As `read_image`.
@@ -94,6 +98,8 @@ def decode(path: Path | str | Member) -> np.ndarray:
             if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile) and orientation == 1:
                 return _deep_colour(path)  # Pillow would keep the upper 8 bits only
             image = ImageOps.exif_transpose(image)
+            if indices and image.mode == "P":
+                return np.asarray(image)
             if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
                 image = image.convert("RGB")
             if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or (

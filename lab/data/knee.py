@@ -11,8 +11,7 @@ import powerlaw
 from kneed import KneeLocator
 
 from lab.data.difficulty import Settings, cross_validated
-from lab.data.manifest import manifest_lines, read_manifest
-from lab.data.packed import is_packed
+from lab.data.manifest import Derived, read_manifest
 from lab.errors import LabError
 from lab.evaluation.report import machine
 
@@ -141,33 +140,28 @@ def draw_kept(path: Path, scores: pd.DataFrame) -> None:
     pyplot.close(figure)
 
 
-def filter_manifest(manifest: Path, out: Path, settings: Settings, share: float, hard: Path, control: Path) -> dict:
+def filter_manifest(hard: Derived, control: Derived, out: Path, settings: Settings, share: float) -> dict:
     """Score the records of a manifest, and write what is kept, its control of as many at random, and the reasons.
 
     Args:
-        manifest: A `manifest.jsonl`.
+        hard: Of the manifest that is scored, what is kept, to be written.
+        control: Of the same one, as many at random, to be written.
         out: Folder for `fold-K.csv`, `scores.csv`, `filter.json`, `errors.png` and `kept.png`.
         settings: Of the cross-validation.
         share: See `hardest`.
-        hard: Manifest of what is kept, to be written.
-        control: Manifest of the control, to be written.
 
     Returns:
         What is in `filter.json`: settings, fit, and how many are kept of every source and split.
     """
-    if is_packed(manifest):
-        raise LabError(f"'{manifest}' is packed; give the manifest.jsonl that it was packed from")
-    scores = cross_validated(read_manifest(manifest), settings, out)
+    scores = cross_validated(read_manifest(hard.manifest), settings, out)
     fit = fit_errors(scores.error.to_numpy())
     scores["kept"] = hardest(scores, fit, share)
     scores.to_csv(out / "scores.csv", index=False)
     draw_fit(out / "errors.png", scores.error.to_numpy(), fit)
     draw_kept(out / "kept.png", scores)
     at_random = as_many_at_random(scores, scores.kept.to_numpy(), settings.seed)
-    for path, chosen in ((hard, scores.kept), (control, at_random)):
-        ids = set(scores.id[chosen])
-        lines = (line for _, _, line in manifest_lines(manifest) if json.loads(line)["id"] in ids)
-        path.write_text("".join(line.rstrip("\r\n") + "\n" for line in lines))
+    for derived, chosen in ((hard, scores.kept), (control, at_random)):
+        derived.write(dict.fromkeys(scores.id[chosen], {}))
     told = {"settings": asdict(settings) | {"share": share}, "fit": asdict(fit), "records": len(scores)}
     told |= {"kept": int(scores.kept.sum()), "by": {name: kept_of(scores, name) for name in ("source", "split")}}
     (out / "filter.json").write_text(json.dumps(told | machine(), indent=1) + "\n")

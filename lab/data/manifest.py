@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +167,46 @@ def line_problems(fields: dict, folder: Path) -> Iterator[str]:
                 f"{name} '{fields[name]}' is {found[0]}x{found[1]} but the line says "
                 f"{fields['width']}x{fields['height']}; resize it or correct the line"
             )
+
+
+class Derived:
+    """A manifest that is made of the lines of another one, beside it, as their paths hold there.
+
+    Args:
+        manifest: The other one, a `manifest.jsonl`.
+        name: Of the file that is to be written.
+
+    Raises:
+        LabError: The other one is packed, or the name is not that of another file in its folder.
+    """
+
+    def __init__(self, manifest: Path, name: str) -> None:
+        self.manifest, self.path = manifest, manifest.parent / name
+        if is_packed(manifest):
+            raise LabError(f"'{manifest}' is packed; give the manifest.jsonl that it was packed from")
+        if Path(name).name != name or self.path.is_dir():
+            raise LabError(f"'{name}' is not the name of a file; give one, it is written beside '{manifest}'")
+        if self.path.exists() and manifest.exists() and self.path.samefile(manifest):
+            raise LabError(f"'{name}' is the manifest itself; give another name")
+
+    def write(self, kept: Mapping[str, dict]) -> None:
+        """Write the lines with these ids, as they are but for the fields that are given."""
+        replace_lines(self.path, self._lines(kept))
+
+    def _lines(self, kept: Mapping[str, dict]) -> Iterator[str]:
+        for _, _, line in manifest_lines(self.manifest):
+            fields = parse_line(line)
+            if fields["id"] in kept:
+                changed = kept[fields["id"]]
+                yield json.dumps(fields | changed) if changed else line.strip()
+
+
+def replace_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a file of lines under another name first, so that a stopped run leaves no half of it."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    part.replace(path)
 
 
 def _with_queries(records: list[Record]) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -122,9 +123,10 @@ def pack(manifest: Path, out: Path, images_per_shard: int, workers: int) -> Path
     parts.mkdir(parents=True, exist_ok=True)
     slices = list(layout.parts(images_per_shard))
     files = [parts / f"{number:05d}.parquet" for number in range(len(slices))]
+    remove_others(out, parts, len(slices), stamp)
 
     def write(number: int) -> list[str]:
-        if files[number].is_file() and pq.read_schema(files[number]).metadata == stamp:
+        if files[number].is_file():
             return []
         records, wrong = layout.records(slices[number])
         if not wrong:
@@ -145,6 +147,20 @@ def pack(manifest: Path, out: Path, images_per_shard: int, workers: int) -> Path
         file.unlink()
     parts.rmdir()
     return index
+
+
+def remove_others(out: Path, parts: Path, count: int, stamp: dict[bytes, bytes]) -> None:
+    """Remove what stopped runs have left of another manifest or of shards of another size: parts that do not bear the
+    stamp, shards from number `count` on, and unfinished files."""
+    for path in parts.iterdir():
+        if re.fullmatch(r"\.\d{5,}\.parquet\.unfinished", path.name) or (
+            re.fullmatch(r"\d{5,}\.parquet", path.name) and pq.read_schema(path).metadata != stamp
+        ):
+            path.unlink()
+    for path in out.iterdir() if out.is_dir() else ():  # an index alone is a file, and has no shards
+        number = re.fullmatch(r"\.?shard-(\d{5,})\.tar(?:\.unfinished)?", path.name)
+        if number and (path.name.startswith(".") or int(number[1]) >= count):
+            path.unlink()
 
 
 def row(image_number: int, record: Record, folder: Path) -> dict:

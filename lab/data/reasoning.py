@@ -140,6 +140,8 @@ def check_claims(claims: dict[str, str], facts: Facts) -> dict[str, bool]:
 
 
 def mirror(text: str) -> str:
-    """Swap left and right, as a horizontal flip of the image does."""
-    swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return re.sub(r"\b(left|right|Left|Right)\b", lambda found: swap[found.group()], text)
+    """Swap left and right, leftmost and rightmost, as a horizontal flip of the image does."""
+    pairs = [("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")]
+    swap = dict(pairs) | {right: left for left, right in pairs}
+    pattern = rf"\b(?:{'|'.join(swap)})(?=(?:-?most|wards?)?\b)"
+    return re.sub(pattern, lambda found: swap[found.group()], text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_rescale, pixel_array
+from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 
 from lab.data.images import MAX_PIXELS, ImageError, decode, in_colour, to_eight_bit
 
@@ -93,9 +93,15 @@ def _dicom(path: Path) -> Scan:
     def read(place: int) -> np.ndarray:
         try:
             values = pixel_array(data, index=place)
+            if data.get("PhotometricInterpretation") == "PALETTE COLOR":
+                values = apply_color_lut(values, data)[..., :3]
+                if values.dtype != np.uint8:
+                    values = to_eight_bit(values, (0, 2 ** data.RedPaletteColorLookupTableDescriptor[2] - 1))
         except Exception as error:
             why = str(error).partition("\n")[0]
-            raise ImageError(f"the pixels of '{path}' cannot be decoded ({why}); store them uncompressed") from None
+            raise ImageError(
+                f"the pixels of '{path}' cannot be decoded ({why}); store them uncompressed, in gray or RGB"
+            ) from None
         if values.ndim == 3:
             return values if values.dtype == np.uint8 else to_eight_bit(values)
         inverse = data.get("PhotometricInterpretation") == "MONOCHROME1"  # the least value is white

@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +14,7 @@ from lab.data import prompts
 from lab.data.endpoint import Endpoint, ReplyCache, Unanswered, check_url, is_plain
 from lab.data.facts import Facts, measure
 from lab.data.images import ImageError, load_sample
-from lab.data.manifest import read_manifest
+from lab.data.manifest import Derived, read_manifest, replace_lines
 from lab.data.quality import PASS_SCORE, clean, find_faults, overall_score, parse_scores, refuses
 from lab.data.reasoning import parse_claims, write
 from lab.data.sample import Record, Sample, evenly
@@ -103,7 +101,7 @@ class Service:
 
 
 def write_reasoning(
-    manifest: Path, out: Path, service: Service | None, *, limit: int = 0, seed: int = 0, dry_run: bool = False
+    out: Derived, service: Service | None, *, limit: int = 0, seed: int = 0, dry_run: bool = False
 ) -> str:
     """Write a manifest with reasoning, beside the one it is made from.
 
@@ -111,8 +109,7 @@ def write_reasoning(
     run that was stopped repeats none of them.
 
     Args:
-        manifest: `manifest.jsonl`.
-        out: Another file in the same folder.
+        out: The manifest, and where the other one is to be written.
         service: None writes from measured facts, and nothing is sent.
         limit: Only this many records, evenly spread; 0 takes all.
         seed: Of the phrasings.
@@ -124,21 +121,19 @@ def write_reasoning(
     Raises:
         LabError: A manifest or endpoint that cannot be used; records that are still unanswered; none written.
     """
-    if out.absolute() == manifest.absolute():
-        raise LabError(f"--out '{out.name}' is the manifest itself; give another name")
-    records = evenly(read_manifest(manifest), limit)
+    records = evenly(read_manifest(out.manifest), limit)
     if service is None:
         if dry_run:
             return f"{len(records)} records would be written from facts; nothing is sent"
         bar = tqdm(records, desc="reasoning", unit="record")
         outcomes = [from_facts(record, seed) for record in bar]
     else:
-        with ReplyCache(out.with_suffix(".calls.jsonl")) as cache:
+        with ReplyCache(out.path.with_suffix(".calls.jsonl")) as cache:
             print(service.estimate(len(records), len(cache.replies)))
             if dry_run:
                 return "dry run: nothing was sent"
             outcomes = asyncio.run(_ask_for_all(records, service, cache))
-    return _finish(manifest, out, outcomes)
+    return _finish(out, records, outcomes)
 
 
 def from_facts(record: Record, seed: int) -> Outcome:
@@ -255,29 +250,18 @@ async def _ask_for_all(records: list[Record], service: Service, cache: ReplyCach
     return outcomes
 
 
-def _finish(manifest: Path, out: Path, outcomes: list[Outcome]) -> str:
+def _finish(out: Derived, records: Sequence[Record], outcomes: list[Outcome]) -> str:
     """Write the manifest and the outcomes, in the manifest's order, and count."""
     found = {outcome.id: outcome for outcome in outcomes}
-    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    kept = [line | {"reasoning": found[line["id"]].reasoning} for line in lines if _written(found.get(line["id"]))]
-    told = out.with_suffix(".outcomes.jsonl")
-    _write_lines(told, [asdict(found[line["id"]]) for line in lines if line["id"] in found])
+    told = out.path.with_suffix(".outcomes.jsonl")
+    replace_lines(told, (json.dumps(asdict(found[record.id])) for record in records))
+    kept = {outcome.id: {"reasoning": outcome.reasoning} for outcome in outcomes if outcome.state == "written"}
     states = Counter(outcome.state for outcome in outcomes)
     counts = ", ".join(f"{states[state]} {state}" for state in ("written", "rejected", "unanswered"))
     counts = f"{len(outcomes)} records: {counts}; {sum(outcome.rewrites for outcome in outcomes)} rewrites"
     if not kept:
         raise LabError(f"{counts}; no manifest was written, see '{told}'")
-    _write_lines(out, kept)
+    out.write(kept)
     if states["unanswered"]:
-        raise LabError(f"{counts}; in '{out}' and '{told}'; run the same command again for the unanswered ones")
-    return f"{counts}, in {out} and {told.name}"
-
-
-def _written(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.state == "written"
-
-
-def _write_lines(path: Path, lines: Iterable[dict]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(part, path)
+        raise LabError(f"{counts}; in '{out.path}' and '{told}'; run the same command again for the unanswered ones")
+    return f"{counts}, in {out.path} and {told.name}"

@@ -12,6 +12,7 @@ from lab.data.images import load_sample
 from lab.data.reasoning import check_claims, parse_claims
 from lab.data.sample import Record, Sample, lesion_boxes
 from lab.evaluation.metrics import box_f1, calibration_error, mask_scores
+from lab.model.answer import parse
 from lab.model.core_seg import Prediction
 from lab.model.segmenter import Segmenter
 
@@ -70,7 +71,8 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
         scores = dict.fromkeys(scores, 0.0) | {"hd95": float(np.hypot(*sample.mask.shape))}
     facts = measure(sample.image, sample.mask)
     checked = check_claims(parse_claims(prediction.answer.reasoning), facts)
-    drafted = check_claims(parse_claims(prediction.draft or prediction.answer.reasoning), facts)
+    draft = parse(prediction.draft, 1).reasoning if prediction.draft else prediction.answer.reasoning
+    drafted = check_claims(parse_claims(draft), facts)
     return about(sample.record) | {
         "query": query,
         "text": prediction.text,

@@ -13,6 +13,7 @@ from lab.data.reasoning import mirror
 
 EMPTY_ANSWER = "No such lesion is found. The mask is empty."
 _BOX = r"\[\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*,\s*(\d{1,5})\s*\]"
+_FOUND = rf"The ([^\[\]<>]+) are located at \[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]\. The mask is <seg>\."
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -28,6 +29,8 @@ class Answer:
     """(N, 4) float32, xyxy as shares of width and height, 0..1."""
     says_empty: bool = False
     """The answer declares that there is no lesion."""
+    lesion: str = ""
+    """What is said to have been found; empty where nothing is, or not in the schema's words."""
 
 
 def render(reasoning: str, lesion: str, boxes_norm: np.ndarray, grid: int) -> str:
@@ -60,7 +63,9 @@ def parse(text: str, grid: int) -> Answer:
     boxes = np.clip(raw / grid, 0, 1)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     problem = _problem(text, conclusion, reasoning, says_empty)
-    return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty)
+    found = re.fullmatch(_FOUND, " ".join(conclusion.split()))
+    lesion = found[1] if found else ""
+    return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty, lesion)
 
 
 def mirrored(text: str, grid: int) -> str:
@@ -109,7 +114,6 @@ def _problem(text: str, conclusion: str, reasoning: str, says_empty: bool) -> st
     segs = conclusion.count("<seg>")
     if segs != 1:
         return "no <seg>" if segs == 0 else "more than one <seg>"
-    listed = rf"The [^\[\]<>]+ are located at \[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]\. The mask is <seg>\."
-    if not re.fullmatch(listed, " ".join(conclusion.split())):
+    if not re.fullmatch(_FOUND, " ".join(conclusion.split())):
         return "boxes or closing sentence are not in the schema"
     return ""

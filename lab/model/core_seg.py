@@ -101,7 +101,8 @@ class Prediction:
     boxes: np.ndarray
     """(N, 4) float32, xyxy in pixels of the original image."""
     mask: np.ndarray
-    """(H, W) bool; empty where the answer says that there is no lesion, or where there is no usable answer."""
+    """(H, W) bool; empty where the answer says that there is no lesion, or has no `<seg>`. An answer that is invalid
+    may draw one, which counts for nothing: see `has_mask`."""
     probability: np.ndarray
     """(H, W) float32 in 0..1; zeros where no mask was drawn."""
     has_mask: bool

@@ -34,5 +34,4 @@ def corroborated(text: str, image: np.ndarray, mask: np.ndarray, grid: int, max_
     first, last = (answer.reasoning[start:end] for start, end in (spans[0], spans[-1]))
     reasoning = " ".join([first, *write_claims({name: claims[name] for name in agreed}), last])
     height, width = mask.shape
-    lesion = text.partition("<answer>The ")[2].partition(" are located at")[0]
-    return render(reasoning, lesion, lesion_boxes(mask, max_boxes) / ([width, height] * 2), grid)
+    return render(reasoning, answer.lesion, lesion_boxes(mask, max_boxes) / ([width, height] * 2), grid)

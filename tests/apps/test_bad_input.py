@@ -94,6 +94,7 @@ CASES = {
     "lesion without mask": (line(lesion="cyst"), EVALUATE, "'none' goes with 0"),
     "group on two sides": (line(group="made-0", split="test"), CHECK, "made-0"),
     "mask is empty after all": (empty_mask, CHECK, "line 1: lesion is 'benign cyst' but the mask is empty"),
+    "nothing to swap": (nothing, f"{EVALUATE} --swapped", "no image is asked about twice"),
     "split without records": (nothing, f"{EVALUATE} --split=vla", "vla"),
     "no release": (nothing, "segment 0.png --release nowhere", "'nowhere' does not exist"),
     "release without weights": (lambda: Path("release/model.safetensors").unlink(), EVALUATE, "incomplete"),

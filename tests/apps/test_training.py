@@ -16,6 +16,7 @@ from apps.cli import main
 from apps.training import default_name, defaults, resume_command
 from lab.model.segmenter import SegmenterConfig
 from modules.segmenter import SegmenterModule
+from tests.apps.tiny import Tiny
 
 ROOT = Path(__file__).parents[2]
 STEPS = 25
@@ -109,6 +110,25 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(flags, tmp_path, ho
     ends = [torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")]
     assert ends[0]["global_step"] == ends[1]["global_step"] == STEPS
     assert all(torch.equal(ends[0]["state_dict"][name], ends[1]["state_dict"][name]) for name in ends[0]["state_dict"])
+
+
+def test_a_stop_waits_for_all_batches_of_a_step(flags, tmp_path, monkeypatch):
+    """The gradients of half a step would be lost, and every step after it made of other batches."""
+    flags += ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=8"]
+    assert main(["fit", *flags, "--name=whole"]) == 0
+    step = Tiny.training_step
+
+    def told(module, batch, batch_idx):
+        if batch_idx == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Tiny, "training_step", told)
+        assert main(["fit", *flags, "--name=cut"]) == 130
+    assert main(["fit", *flags, "--name=cut", "--ckpt_path=last"]) == 0
+    whole, cut = losses(tmp_path / "runs" / "whole"), losses(tmp_path / "runs" / "cut")
+    assert whole == cut and len(whole) == 8
 
 
 def test_the_sentence_after_an_interruption_can_be_pasted():

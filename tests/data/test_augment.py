@@ -1,5 +1,6 @@
 """Without these an augmented sample would be learnt with a text or a mask that is not true of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 
 from lab.data.augment import augment, mirror_sample, view
 from lab.data.facts import measure
+from lab.data.reasoning import check_claims, parse_claims, write
 from lab.data.sample import Record, Sample, lesion_boxes
 
 
@@ -43,3 +45,17 @@ def test_views_are_the_same_every_time_and_differ_from_each_other(sample):
         np.testing.assert_array_equal(view(sample, index).image, view(sample, index).image)
     assert not np.array_equal(view(sample, 2).image, view(sample, 3).image)
     np.testing.assert_array_equal(view(sample, 0).image, sample.image)
+
+
+def test_own_reasoning_is_left_out_where_a_view_makes_it_false(sample):
+    """Location, size and contrast change with the view, the words do not: half of the views were taught false ones."""
+    facts = measure(sample.image, sample.mask)
+    text = write(facts, "CT", "liver", "cyst", np.random.default_rng(0))
+    told = replace(sample, record=replace(sample.record, reasoning=text))
+    views = [view(told, index) for index in range(2, 30)]
+    assert {bool(each.record.reasoning) for each in views} == {True, False}
+    for each in views:
+        claims = parse_claims(each.record.reasoning)
+        assert all(check_claims(claims, measure(each.image, each.mask)).values())
+    strange = replace(sample, record=replace(sample.record, reasoning="The liver. It lies at the lower right. A cyst."))
+    assert view(strange, 2).record.reasoning, "what was never measured as true is its author's to say"

@@ -88,6 +88,9 @@ def test_free_text_is_read_without_an_error():
 def test_mirrored_words_are_swapped_and_swapped_back():
     text = "Left of the upper right lesion"
     assert mirror(text) == "Right of the upper left lesion" and mirror(mirror(text)) == text
+    assert mirror("LEFT: the leftmost one, not the Right-most, bright and rightful") == (
+        "RIGHT: the rightmost one, not the Left-most, bright and rightful"
+    )
 
 
 def test_a_number_on_the_border_of_two_words_is_told_apart_from_one_well_inside():

@@ -106,6 +106,25 @@ def test_a_stopped_pack_goes_on_and_writes_no_shard_twice(several, tmp_path, mon
     assert all((tmp_path / "cut" / name).read_bytes() == (whole.parent / name).read_bytes() for name in names)
 
 
+@pytest.mark.parametrize("out", ["cut", "several/index.parquet"])
+def test_a_stopped_pack_that_is_run_again_with_larger_shards_leaves_nothing_behind(several, tmp_path, monkeypatch, out):
+    """A shard that no index names would be uploaded, and read by WebDataset, with the rest."""
+    with monkeypatch.context() as stopping, pytest.raises(ZeroDivisionError):
+        stopping.setattr(packing, "join", lambda *_: 1 / 0)
+        pack(several, tmp_path / out, images_per_shard=2, workers=1)
+    folder = (tmp_path / out).parent if out.endswith(".parquet") else tmp_path / out
+    parts = next(folder.glob("*parts"))
+    for path in (parts / ".00004.parquet.unfinished", folder / "notes.txt", folder / "shard-notes.tar"):
+        path.write_text("")
+    before = {path.name for path in folder.iterdir()}
+    pack(several, tmp_path / out, images_per_shard=4, workers=1)
+    lost = {parts.name} if out.endswith(".parquet") else {parts.name, "shard-00003.tar", "shard-00004.tar"}
+    assert {path.name for path in folder.iterdir()} == before - lost | {"index.parquet"}
+    assert len(read_manifest(tmp_path / out)) == len(read_manifest(several))
+    for record in read_manifest(tmp_path / out):
+        load_sample(record)
+
+
 def test_broken_lines_are_all_told_and_leave_no_index(lesion_lines, write_lines, tmp_path):
     lesion_lines[1]["split"] = "tset"
     lesion_lines[3]["image"] = "gone.png"

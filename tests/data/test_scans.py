@@ -46,6 +46,23 @@ def test_bright_means_much_also_where_the_file_says_the_reverse(tmp_path):
     assert scan.picture(0)[0, 0, 0] > scan.picture(0)[0, 1, 0]
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_palette_gives_its_colours(tmp_path, deep):
+    """Colour Doppler of older machines is stored so; its indices would be shown as noise in gray."""
+    palette = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255]], np.uint8)
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, channel in zip(("Red", "Green", "Blue"), palette.T):
+        entries = (channel * np.uint16(257) if deep else np.append(channel, 0).astype(np.uint8)).tobytes()
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [len(entries) // (1 + deep), 0, 16 if deep else 8]
+        tags[f"{name}PaletteColorLookupTableData"] = entries
+    stored = np.array([[[0, 1], [2, 1]], [[1, 1], [1, 2]]], np.uint8)
+    scan = open_scan(dicom(tmp_path / "a.dcm", stored, **tags))
+    assert scan.slices == 2 and scan.window is None
+    assert all(np.array_equal(scan.picture(place), palette[stored[place]]) for place in range(2))
+    with pytest.raises(ImageError, match="Lookup Table"):
+        open_scan(dicom(tmp_path / "b.dcm", stored, PhotometricInterpretation="PALETTE COLOR"))
+
+
 def test_frames_are_slices(tmp_path):
     scan = open_scan(dicom(tmp_path / "a.dcm", np.arange(12, dtype=np.uint8).reshape(3, 2, 2)))
     assert scan.slices == 3 and scan.window is None and scan.picture(2)[1, 1].tolist() == [11] * 3

@@ -61,6 +61,18 @@ def test_order_does_not_matter_but_the_images_do():
         compare(BASE, [BASE[1:]])
 
 
+def test_evaluations_in_folders_of_one_name_are_all_kept(tmp_path):
+    for name in ("a", "b"):
+        folder = tmp_path / name / "real"
+        folder.mkdir(parents=True)
+        BASE.to_csv(folder / "cases.csv", index=False)
+        (folder / "evaluation.json").write_text(json.dumps({"model": name}))
+    out = tmp_path / "both.json"
+    assert main(["compare", str(tmp_path / "a/real"), str(tmp_path / "b/real"), f"--out={out}"]) == 0
+    told = json.loads(out.read_text())
+    assert told["models"] == ["a", "b"] and len(told["evaluations"]) == 2
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Two seeds of one configuration and one run of another; the second seed was killed within a line."""

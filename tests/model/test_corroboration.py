@@ -33,6 +33,12 @@ def test_what_the_mask_contradicts_is_no_longer_claimed():
     )
 
 
+def test_an_answer_that_is_valid_stays_so_however_it_is_spaced():
+    spaced = draft().replace("<answer>The melanoma are", "<answer>\n The  melanoma\nare")
+    answer = parse(corroborated(spaced, *scene(), 100, 5), 100)
+    assert answer.valid and answer.lesion == "melanoma"
+
+
 def test_boxes_are_those_of_the_mask():
     image, mask = scene()
     answer = parse(corroborated(draft(), image, mask, 120, 5), 120)

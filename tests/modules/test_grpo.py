@@ -15,6 +15,9 @@ from lab.data.manifest import read_manifest
 from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.grpo.objective import group_advantages, policy_loss
+from lab.grpo.rewards import binary_box_rewards
+from lab.model.adapter import AdapterConfig
+from lab.model.answer import Answer
 from lab.model.core_seg import CoreSeg
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import load_model, load_release, save_release
@@ -297,3 +300,24 @@ def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):
 def test_groups_that_cannot_differ_are_refused(start, setting):
     with pytest.raises(LabError, match="a group is 2 or more completions that can differ"):
         Grpo(str(start), **setting)
+
+
+def test_a_model_that_draws_from_something_else_than_its_seg_is_refused(tmp_path):
+    """Rewards and DiceCE would be those of masks that it never draws."""
+    for change, words in (
+        ({"prompt": "boxes"}, "the boxes in"),
+        ({"adapter": AdapterConfig(state="mean")}, "the mean"),
+    ):
+        save_release(CoreSeg(replace(tiny_config(), **change)), tmp_path / words, "t", "nothing")
+        with pytest.raises(LabError, match=words):
+            Grpo(str(tmp_path / words))
+    Grpo(str(tmp_path / "the boxes in"), rewards=Rewards(segment=0.0), seg_weight=0.0)  # Seg-Zero's
+
+
+def test_followed_images_are_rewarded_as_samples_are(grpo):
+    """One column would hold two quantities."""
+    answer = Answer(True, "", "", np.array([[0.1, 0.1, 0.5, 0.5]], np.float32))
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    given = ([""], [answer], answer.boxes_norm, None, mask, mask, torch.tensor([True]))
+    kinds = [Rewards(detect_kind=kind).of(*given)["detect"].item() for kind in ("matched", "binary")]
+    assert kinds == [1.0, binary_box_rewards([answer], [answer.boxes_norm]).item()]

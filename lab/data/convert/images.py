@@ -19,6 +19,9 @@ from lab.data.images import decode, in_colour, to_eight_bit
 from lab.data.scans import open_scan
 from lab.errors import LabError
 
+TRACES = 16
+"""Of 255: what JPEG leaves at most in a mask without lesion."""
+
 
 @dataclass
 class View:
@@ -67,7 +70,7 @@ def read_image_case(source: Source, case: Case, root: Path) -> Iterator[View]:
         masks: dict[str, np.ndarray] = {}
         for lesion in lesions:
             if labels is not None:
-                mask = selected(labels, lesion)
+                mask = selected(labels, lesion, path)
             elif not (paths := case.files[source.mask_of(lesion)]):
                 continue
             elif source.kind == "polygons":
@@ -95,13 +98,16 @@ def one(case: Case, pattern: str) -> str:
     return case.files[pattern][0]
 
 
-def selected(labels: np.ndarray, lesion: Lesion) -> np.ndarray:
-    """Where labels (H, W), or colours (H, W, 3) uint8, are those of a lesion, as (H, W) bool.
+def selected(labels: np.ndarray, lesion: Lesion, path: Path) -> np.ndarray:
+    """Where labels (H, W), or colours (H, W, 3) uint8, of a file are those of a lesion, as (H, W) bool.
 
     Colours are compared after each channel was rounded to 0 or 255, as borders may be blended.
+
+    Raises:
+        CaseError: As `foreground`.
     """
     if not lesion.values:
-        return foreground(labels)
+        return foreground(labels, path)
     if isinstance(lesion.values[0], tuple):
         rounded = np.where(in_colour(labels) > 127, 255, 0)
         return np.any([(rounded == colour).all(-1) for colour in lesion.values], axis=0)
@@ -110,17 +116,35 @@ def selected(labels: np.ndarray, lesion: Lesion) -> np.ndarray:
     return np.isin(labels, lesion.values)
 
 
-def foreground(values: np.ndarray) -> np.ndarray:
+def foreground(values: np.ndarray, path: Path) -> np.ndarray:
     """A drawn mask as (H, W) bool: whatever is not 0 where there are only 0 and 1; else the brighter half of the
-    range of 8 or 16 bits, as JPEG leaves traces around the border."""
+    range of 8 or 16 bits, as JPEG leaves traces around the border.
+
+    Raises:
+        CaseError: Nothing is in the brighter half, but the darker one holds more than JPEG's traces: labels, perhaps.
+    """
     if values.ndim == 3:
         values = values[..., :3].max(-1)
     peak = values.max(initial=0)
-    return values != 0 if peak <= 1 else values > (127 if peak <= 255 else 32767)
+    if peak <= 1:
+        return values != 0
+    most = 255 if peak <= 255 else 65535
+    if peak <= most // 2 and (peak > TRACES or not _is_jpeg(path)):
+        raise CaseError(
+            f"mask '{path.name}' has values up to {peak} of {most}, which may be labels; name the lesion's under "
+            "values (in a palette image, its indices)"
+        )
+    return values > most // 2
+
+
+def _is_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\xff\xd8"
 
 
 def _mask(path: Path, lesion: Lesion, size: tuple[int, int]) -> np.ndarray:
-    mask = selected(decode(path), lesion)
+    labels = decode(path, indices=any(isinstance(value, int) for value in lesion.values))
+    mask = selected(labels, lesion, path)
     if mask.shape != size:
         raise CaseError(
             f"mask '{path.name}' is {mask.shape[1]}x{mask.shape[0]} but the image is {size[1]}x{size[0]}; resize one"

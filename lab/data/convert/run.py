@@ -22,6 +22,7 @@ from lab.data.convert.find import Case, Skipped, find_cases, natural
 from lab.data.convert.images import unclaimed
 from lab.data.convert.source import Source
 from lab.data.convert.write import convert_case
+from lab.data.manifest import replace_lines
 from lab.errors import LabError
 
 VAL, TEST = 0.1, 0.15
@@ -146,10 +147,8 @@ def _finish(source: Source, cases: list[Case], skipped: list[Skipped], out: Path
     lost = [{"case": entry["case"], "reason": entry["skipped"]} for entry in entries if entry["skipped"]]
     lost += [{"case": item.case, "reason": item.reason} for item in skipped]
     left_out = [{"case": entry["case"], "reason": reason} for entry in written for reason in entry["left_out"]]
-    _replace(
-        out / "skipped.jsonl",
-        [line | {"written": False} for line in lost] + [line | {"written": True} for line in left_out],
-    )
+    told = [line | {"written": False} for line in lost] + [line | {"written": True} for line in left_out]
+    replace_lines(out / "skipped.jsonl", (json.dumps(line, ensure_ascii=False) for line in told))
     if not written:
         raise LabError(f"none of the {len(cases)} cases of {source.name} could be used: see '{out / 'skipped.jsonl'}'")
     groups = [entry["group"] for entry in written]
@@ -166,7 +165,7 @@ def _finish(source: Source, cases: list[Case], skipped: list[Skipped], out: Path
         for number, entry in zip(numbers, written)
         for record in entry["records"]
     ]
-    _replace(out / "manifest.jsonl", lines)
+    replace_lines(out / "manifest.jsonl", (json.dumps(line, ensure_ascii=False) for line in lines))
     return Summary(
         found=len(cases) + len(skipped),
         written=len(written),
@@ -201,10 +200,3 @@ def _journal(out: Path) -> Iterator[dict]:
     """What was said of cases, oldest first."""
     with (out / "journal.jsonl").open(encoding="utf-8") as file:
         yield from (json.loads(line) for line in islice(file, 1, None))
-
-
-def _replace(path: Path, lines: list[dict]) -> None:
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    part.replace(path)

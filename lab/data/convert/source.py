@@ -25,7 +25,8 @@ class Lesion:
     name: str
     """Plain words; may hold fields of the image's pattern, such as `{kind} breast tumour`."""
     values: tuple[int | tuple[int, int, int], ...] = ()
-    """Its label values, or RGB colours; none: all that is foreground (see `lab.data.convert.images.foreground`)."""
+    """Its label values (of a palette image, indices), or RGB colours; none: all that is foreground (see
+    `lab.data.convert.images.foreground`)."""
     mask: str = ""
     """Pattern of its masks, where each lesion has files of its own; else the source's."""
     image: str = ""
@@ -39,8 +40,8 @@ class Source:
     """A set as it is distributed.
 
     A pattern is a path below the root in which `{field}` stands for one part of a name, `{field:regex}` for one that
-    looks so, `{base}` for any leading folders and `*` for anything but a slash. Files whose common fields (`base`
-    aside) are equal belong together.
+    looks so, `{base}` for any leading folders and `*` for anything but a slash; `.*` at the end is an extension, the
+    last one or `.nii.gz`. Files whose common fields (`base` aside) are equal belong together.
     """
 
     name: str
@@ -125,7 +126,9 @@ def matcher(pattern: str) -> re.Pattern:
         text += re.escape(pattern[end : part.start()])
         end = part.end()
         name, looks = part.groups()
-        if name is None:
+        if name is None and end == len(pattern) and text.endswith(r"\."):
+            text += r"(?:nii\.gz|[^/.]+)"  # so that a name keeps its dots
+        elif name is None:
             text += "[^/]*"
         elif name == "base":
             text += "(?:.*/)?"

@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from apps.lab.inspection import PUBLIC_PIXELS
-from apps.lab.library import Library
+from apps.lab.library import KEPT_SECONDS, Library
 from apps.lab.results import Result, Results
 from lab.errors import LabError
 
@@ -303,6 +303,19 @@ def test_results_stay_within_a_bound():
     results.get(keys[-1]).shown = {"a": None, "b": None}  # what it holds grows with each answer
     results.trim()
     assert len(results._kept) == 3
+
+
+def test_what_a_visitor_sent_and_made_is_gone_after_an_hour_without_another_visitor(tmp_path):
+    library = Library(tmp_path)
+    key, folder = library.results.add(Result(np.zeros((4, 4, 3), np.uint8), "q")), library.scratch()
+    library.tidy()
+    assert library.results.get(key) and folder.is_dir()
+    library.results.get(key).asked -= KEPT_SECONDS + 1
+    os.utime(folder, (0, 0))
+    library.tidy()
+    assert not folder.is_dir()
+    with pytest.raises(Exception, match="gone"):
+        library.results.get(key)
 
 
 def resident() -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from apps.cli import main
 from lab.data.convert.duplicates import alike, look
@@ -262,6 +263,60 @@ def test_sixteen_bits_are_told_apart_and_labels_of_sixteen_bits_read(tmp_path):
     assert found["polyp"].query != found["instrument"].query and found["polyp"].group == found["instrument"].group
 
 
+@pytest.mark.parametrize(
+    "name, labels",
+    [("a.png", [2]), ("a.png", [1, 2, 3]), ("a.png", [100]), ("a.tif", [5]), ("a.png", [300]), ("a.jpg", [100])],
+)
+def test_labels_without_values_are_skipped_and_do_not_pass_for_health(tmp_path, name, labels):
+    tree = Tree(tmp_path / "root")
+    tree.image("images/a.png", 0)
+    tree.image("images/b.png", 1)
+    tree.mask("masks/b.png", box(1))
+    values = np.zeros((48, 64), np.uint16 if max(labels) > 255 else np.uint8)
+    for place, label in enumerate(labels):
+        values[8:24, 16 * place : 16 * place + 16] = label
+    cv2.imwrite(str(tree.path(f"masks/{name}")), values)
+    convert(read_description(ROOT / "configs/convert/pairs.yaml"), tree.root, tmp_path / "out")
+    assert [record.id for record in read_manifest(tmp_path / "out/manifest.jsonl")] == ["my_pairs/b"]
+    (lost,) = lines(tmp_path / "out/skipped.jsonl")
+    assert lost["case"] == "a" and f"mask '{name}' has values up to" in lost["reason"]
+    assert "under values" in lost["reason"]
+
+
+def test_what_jpeg_leaves_in_a_mask_without_lesion_is_no_label(tmp_path):
+    tree = Tree(tmp_path / "root")
+    tree.image("images/a.jpg", 0)
+    traces = np.random.default_rng(0).integers(0, 6, (48, 64)).astype(np.uint8)
+    cv2.imwrite(str(tree.path("masks/a.jpg")), traces)
+    convert(SETS["kvasir_seg"], tree.root, tmp_path / "out")
+    assert [record.lesion for record in read_manifest(tmp_path / "out/manifest.jsonl")] == ["none"]
+
+
+def test_values_of_a_palette_mask_are_its_indices(tmp_path):
+    """As Pascal VOC and many annotation tools write them: 1 is dark red, 2 dark green."""
+    tree = Tree(tmp_path / "root")
+    tree.image("images/a.png", 0)
+    labels = Image.fromarray(box(0) * np.uint8(1) + (box(5) & ~box(0)) * np.uint8(2)).convert("P")
+    labels.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    labels.save(tree.path("masks/a.png"))
+    source = read_description(ROOT / "configs/convert/pairs.yaml")
+    convert(replace(source, lesions=(Lesion("polyp", (1,)), Lesion("clip", (2,)))), tree.root, tmp_path / "out")
+    found = {record.lesion: read_mask(record.mask) for record in read_manifest(tmp_path / "out/manifest.jsonl")}
+    assert (found["polyp"] == box(0)).all() and (found["clip"] == (box(5) & ~box(0))).all()
+
+
+def test_names_with_dots_are_cases_of_their_own(tmp_path):
+    """Names are often UIDs: cut at a dot, several patients would be one case with the masks of all."""
+    tree = Tree(tmp_path / "root")
+    for number, end in enumerate(("jpg", "png")):
+        tree.image(f"images/1.2.840.{number}.{end}", number)
+        tree.mask(f"masks/1.2.840.{number}.png", box(number))
+    convert(read_description(ROOT / "configs/convert/pairs.yaml"), tree.root, tmp_path / "out")
+    found = {record.id: read_mask(record.mask) for record in read_manifest(tmp_path / "out/manifest.jsonl")}
+    assert set(found) == {"my_pairs/1.2.840.0", "my_pairs/1.2.840.1"}
+    assert all((found[f"my_pairs/1.2.840.{number}"] == box(number)).all() for number in range(2))
+
+
 def test_the_command_converts_and_says_what_was_lost(tmp_path, capsys):
     tree = Tree(tmp_path / "root")
     polyps(tree, range(5))
@@ -326,4 +381,6 @@ def test_patterns_take_whole_names():
     assert not matcher("{base}a/{name}.png").fullmatch("x/a/b/c.png")
     assert not matcher("{base}volume-{name:\\d+}.nii").fullmatch("test-volume-1.nii")
     assert matcher("{name}/{name}.bmp").fullmatch("a/a.bmp") and not matcher("{name}/{name}.bmp").fullmatch("a/b.bmp")
+    for pattern, path in (("{name}.*", "1.2.nii.gz"), ("{name}.nii*", "1.2.nii.gz"), ("{name}.*", "1.2.tif")):
+        assert matcher(pattern).fullmatch(path)["name"] == "1.2"
     assert isinstance(SETS["busi"], Source)
