@@ -35,7 +35,7 @@ class CoreSegConfig:
     mirrored: bool = False
     """Segment the mirror image too, from the mirrored answer, and average (test-time flip); training does not."""
     threshold: float = 0.5
-    """Probability above which a pixel is lesion."""
+    """Probability above which a pixel is lesion; rewards in training take 0.5."""
     corroborate: bool = False
     """Read each answer again beside the mask that it drew, see `lab.model.corroboration`; training does not."""
 
