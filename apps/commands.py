@@ -112,7 +112,7 @@ def evaluate(
     from lab.evaluation.metrics import bootstrap_interval, summarise
     from lab.evaluation.report import draw_cases, machine, write_report
     from lab.evaluation.run import evaluate as ask
-    from lab.evaluation.run import evaluate_boxes, load_sample, partners
+    from lab.evaluation.run import evaluate_boxes, load_sample
     from lab.memory import keep_freed_memory
     from lab.model.release import load_any, read_checkpoint
     from lab.model.segmenter import Segmenter
@@ -131,7 +131,8 @@ def evaluate(
     asked = unet_from_checkpoint(model) if is_unet else load_any(model)
     if swapped and isinstance(asked, Segmenter):
         raise LabError(f"'{model}' is of stage 0 and is asked nothing; drop --swapped")
-    if swapped and not partners(records):
+    other = ask(asked.predict, records, 0, swapped=True) if swapped else None
+    if swapped and other.empty:
         few = f", of the {limit} that --limit takes" if limit else ""
         raise LabError(f"{manifest}: no image is asked about twice{few}, so that --swapped has nothing to do; drop it")
     if isinstance(asked, Segmenter):
@@ -143,7 +144,6 @@ def evaluate(
         frame["influence"] = frame.id.map(reasoning_influence(asked, records, frame.text))
     summary = about | summarise(frame)
     if swapped:
-        other = ask(asked.predict, records, 0, swapped=True)
         gap = frame.set_index("id").dice[other.id].to_numpy() - other.dice.to_numpy()
         summary["swapped_query"] = {"mDice": round(float(other.dice.mean()), 4), "n": len(other)}
         summary["query_gap"] = {"mDice": round(float(gap.mean()), 4), "mDice_ci": bootstrap_interval(gap, other.group)}

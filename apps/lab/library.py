@@ -49,7 +49,7 @@ class Library:
         self._loaded: OrderedDict[str, CoreSeg] = OrderedDict()
         self.results = Results()
         self._scratch = tempfile.TemporaryDirectory(prefix="core-seg-")
-        self._lock = threading.Lock()
+        self._lock, self._scratch_lock = threading.Lock(), threading.Lock()
 
     def models(self) -> dict[str, Path]:
         """Name to release folder or checkpoint; SFT before GRPO, so that the first two are the default comparison."""
@@ -84,16 +84,18 @@ class Library:
     def scratch(self) -> Path:
         """A new folder for files that a visitor downloads; the oldest go, and all of them when the lab ends."""
         root = Path(self._scratch.name)
-        for old in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEPT_EXPORTS + 1]:
-            shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(dir=root))
+        with self._scratch_lock:
+            for old in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEPT_EXPORTS + 1]:
+                shutil.rmtree(old, ignore_errors=True)
+            return Path(tempfile.mkdtemp(dir=root))
 
     def tidy(self) -> None:
         """Let go of what visitors asked and made before `KEPT_SECONDS`."""
         self.results.trim(older=KEPT_SECONDS)
-        for folder in Path(self._scratch.name).iterdir():
-            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+        with self._scratch_lock:  # a folder that `scratch` removes meanwhile would end `keep_tidy`
+            for folder in Path(self._scratch.name).iterdir():
+                if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def keep_tidy(self) -> None:
         while True:

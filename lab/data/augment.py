@@ -20,8 +20,7 @@ def augment(sample: Sample, rng: np.random.Generator, strength: float = 1.0) -> 
         strength: 0 returns the sample; 1 turns by up to 12 degrees, scales by up to 20 %.
 
     Returns:
-        A sample of the same size. A crop that would lose the whole lesion is not applied. Its record has no reasoning
-        where a claim of it, such as the location, was true and no longer is: one is then written from the facts.
+        A sample of the same size. A crop that would lose the whole lesion is not applied.
     """
     if strength == 0:
         return sample
@@ -37,16 +36,7 @@ def augment(sample: Sample, rng: np.random.Generator, strength: float = 1.0) -> 
         image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     else:
         mask = sample.mask
-    return _told_truly(sample, replace(sample, image=_recolour(image, rng, strength), mask=mask))
-
-
-def _told_truly(before: Sample, after: Sample) -> Sample:
-    claims = parse_claims(after.record.reasoning)
-    if not claims:
-        return after
-    was, still = (check_claims(claims, measure(sample.image, sample.mask)) for sample in (before, after))
-    stale = any(true and not still[name] for name, true in was.items())
-    return replace(after, record=replace(after.record, reasoning="")) if stale else after
+    return replace(sample, image=_recolour(image, rng, strength), mask=mask)
 
 
 def _recolour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -69,11 +59,24 @@ def mirror_sample(sample: Sample) -> Sample:
 def view(sample: Sample, index: int) -> Sample:
     """The `index`-th fixed way to see a sample: 0 as it is, 1 mirrored, from 2 on a random augmentation.
 
-    The augmentation is that of the group, so that records which share an image still share its pixels.
+    The augmentation is that of the group, so that records which share an image still share its pixels. Its record has
+    no reasoning where a claim of it, such as the location, was true and no longer is: one is then written from facts.
     """
     if index == 0:
         return sample
     if index == 1:
         return mirror_sample(sample)
     name = int.from_bytes(hashlib.sha256(sample.record.group.encode()).digest()[:8], "big")
-    return augment(sample, np.random.default_rng((name, index)))
+    return _told_truly(sample, augment(sample, np.random.default_rng((name, index))))
+
+
+def _told_truly(before: Sample, after: Sample) -> Sample:
+    """`after`, a view of `before`, without reasoning that it makes false."""
+    if not after.record.reasoning:
+        return after
+    was, still = (
+        check_claims(parse_claims(sample.record.reasoning), measure(sample.image, sample.mask))
+        for sample in (before, after)
+    )
+    stale = any(true and not still[name] for name, true in was.items())
+    return replace(after, record=replace(after.record, reasoning="")) if stale else after

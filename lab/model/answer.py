@@ -58,12 +58,12 @@ def parse(text: str, grid: int) -> Answer:
     """
     reasoning = _between(text, "<think>", "</think>")
     conclusion = _between(text, "<answer>", "</answer>")
-    says_empty = " ".join(conclusion.split()) == EMPTY_ANSWER
+    closing = " ".join(conclusion.split())
+    says_empty, found = closing == EMPTY_ANSWER, re.fullmatch(_FOUND, closing)
     raw = np.array([[int(n) for n in box] for box in re.findall(_BOX, conclusion)], np.float64).reshape(-1, 4)
     boxes = np.clip(raw / grid, 0, 1)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     problem = _problem(text, conclusion, reasoning, says_empty)
-    found = re.fullmatch(_FOUND, " ".join(conclusion.split()))
     lesion = found[1] if found else ""
     return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty, lesion)
 
