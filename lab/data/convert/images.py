@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pydicom
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from lab.data.convert.find import Case, Skipped
 from lab.data.convert.source import Lesion, Source, filled
@@ -121,7 +122,8 @@ def foreground(values: np.ndarray, path: Path) -> np.ndarray:
     range of 8 or 16 bits, as JPEG leaves traces around the border.
 
     Raises:
-        CaseError: Nothing is in the brighter half, but the darker one holds more than JPEG's traces: labels, perhaps.
+        CaseError: Labels, perhaps: nothing is in the brighter half, but the darker one holds more than JPEG's traces;
+            or the darker half holds areas, which a softened border is not.
     """
     if values.ndim == 3:
         values = values[..., :3].max(-1)
@@ -129,10 +131,12 @@ def foreground(values: np.ndarray, path: Path) -> np.ndarray:
     if peak <= 1:
         return values != 0
     most = 255 if peak <= 255 else 65535
-    if peak <= most // 2 and (peak > TRACES or not _is_jpeg(path)):
+    areas = (minimum_filter(values, 3) == maximum_filter(values, 3)) & (values <= most // 2)
+    labels = values[areas & (values > TRACES * most // 255)]
+    if labels.size or (peak <= most // 2 and (peak > TRACES or not _is_jpeg(path))):
         raise CaseError(
-            f"mask '{path.name}' has values up to {peak} of {most}, which may be labels; name the lesion's under "
-            "values (in a palette image, its indices)"
+            f"mask '{path.name}' holds the value {max(labels, default=peak)} of {most}, which may be a label; name the "
+            "lesion's under values (in a palette image, its indices)"
         )
     return values > most // 2
 

@@ -265,7 +265,15 @@ def test_sixteen_bits_are_told_apart_and_labels_of_sixteen_bits_read(tmp_path):
 
 @pytest.mark.parametrize(
     "name, labels",
-    [("a.png", [2]), ("a.png", [1, 2, 3]), ("a.png", [100]), ("a.tif", [5]), ("a.png", [300]), ("a.jpg", [100])],
+    [
+        ("a.png", [2]),
+        ("a.png", [1, 2, 3]),
+        ("a.png", [100]),
+        ("a.png", [100, 200]),
+        ("a.tif", [5]),
+        ("a.png", [300]),
+        ("a.jpg", [100]),
+    ],
 )
 def test_labels_without_values_are_skipped_and_do_not_pass_for_health(tmp_path, name, labels):
     tree = Tree(tmp_path / "root")
@@ -279,8 +287,19 @@ def test_labels_without_values_are_skipped_and_do_not_pass_for_health(tmp_path, 
     convert(read_description(ROOT / "configs/convert/pairs.yaml"), tree.root, tmp_path / "out")
     assert [record.id for record in read_manifest(tmp_path / "out/manifest.jsonl")] == ["my_pairs/b"]
     (lost,) = lines(tmp_path / "out/skipped.jsonl")
-    assert lost["case"] == "a" and f"mask '{name}' has values up to" in lost["reason"]
+    assert lost["case"] == "a" and f"mask '{name}' holds the value" in lost["reason"]
     assert "under values" in lost["reason"]
+
+
+def test_a_softened_border_is_no_label(tmp_path):
+    tree = Tree(tmp_path / "root")
+    tree.image("images/a.png", 0)
+    soft = cv2.resize(box(0)[::4, ::4] * np.uint8(255), (64, 48), interpolation=cv2.INTER_LINEAR)
+    assert len(np.unique(soft)) > 4
+    cv2.imwrite(str(tree.path("masks/a.png")), soft)
+    convert(read_description(ROOT / "configs/convert/pairs.yaml"), tree.root, tmp_path / "out")
+    (record,) = read_manifest(tmp_path / "out/manifest.jsonl")
+    assert (read_mask(record.mask) == (soft > 127)).all()
 
 
 def test_what_jpeg_leaves_in_a_mask_without_lesion_is_no_label(tmp_path):
