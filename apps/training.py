@@ -43,6 +43,7 @@ class LabCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.typed = args
         super().parse_arguments(parser, args)
+        self.any_seed = isinstance(self.config[self.config.subcommand].seed_everything, bool)  # Lightning picks one
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters silently beat the flags; see `check_hyperparameters`."""
@@ -74,7 +75,10 @@ class LabCLI(LightningCLI):
             logger = [JsonlLogger(self.folder / "metrics.jsonl"), tensorboard]
         else:  # all that it logs is of step 0, and no point of the run's curves
             logger = [JsonlLogger(self.folder / f"metrics_{self.subcommand}.jsonl")]
-        return super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
+        trainer = super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
+        if trainer.world_size > 1 and self.any_seed:
+            raise LabError("several processes need one seed to start from one model; give --seed_everything a number")
+        return trainer
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()

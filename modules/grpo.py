@@ -95,14 +95,16 @@ class Grpo(ReasoningModule):
                 "that can differ; set group_size >= 2, temperature > 0 and 0 < top_p <= 1"
             )
         model = load_model(Path(start))
-        boxes = model.config.prompt == "boxes"
-        if (rewards.segment or seg_weight) and (boxes or model.config.adapter.state == "mean"):
+        if model.config.prompt == "boxes" and seg_weight:
             raise LabError(
-                f"'{start}' draws from {'the boxes in' if boxes else 'the mean over'} its answers, where stage 2 draws "
-                "from their <seg>; start from another model, or set rewards.segment and seg_weight to 0"
+                f"'{start}' draws from the boxes in its answers, which no mask's gradient reaches; set seg_weight to 0"
             )
-        model.reasoner.requires_grad_(False)
-        model.reasoner.add_lora(lora_rank)
+        if model.config.adapter.state == "mean":
+            raise LabError(
+                f"'{start}' draws from the mean over its answers, where stage 2 draws from their <seg>; start from "
+                "another model"
+            )
+        model.reasoner.train_lora(lora_rank)
         self.save_hyperparameters({"core_seg": asdict(model.config), "rewards": asdict(rewards), **arguments})
         self.hold(model, cache)
         self.rewards = rewards
@@ -187,8 +189,13 @@ class Grpo(ReasoningModule):
 
     def look(self, group: Group) -> tuple[GroupPass, dict[int, Tensor]]:
         """The one pass that gives log-probs, `<seg>` states and, by the number of the completion that drew them, mask
-        logits (h, w) over the padded square."""
+        logits (h, w) over the padded square; a model that draws from boxes does so here too."""
         read = self.read(group, group.prompt)
+        if self.core_seg.config.prompt == "boxes":
+            frame, boxes = group.item["frame"], {slot: a.boxes_norm for slot, a in enumerate(group.answers)}
+            with torch.no_grad():
+                draw = self.core_seg.mask_of_boxes
+                return read, {slot: draw(group.embedding, frame, found) for slot, found in boxes.items() if len(found)}
         embeddings = group.embedding.expand(len(read.seg_rows), -1, -1, -1)
         with self.autocast():
             told = self.core_seg.reasoner.told(read.seg_states, group.gist)

@@ -197,7 +197,7 @@ def score(prediction: Prediction, truth: np.ndarray, max_boxes: int) -> dict[str
     if not prediction.has_mask:
         return dict.fromkeys([*names.values(), "box F1"], 0.0)
     scores = mask_scores(prediction.mask, truth)
-    boxes = box_f1(prediction.boxes, lesion_boxes(truth, max_boxes))
+    boxes = box_f1(prediction.boxes, lesion_boxes(truth, max_boxes), prediction.answer.flat)
     return {label: scores[name] for name, label in names.items()} | {"box F1": boxes}
 
 

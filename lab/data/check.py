@@ -172,14 +172,11 @@ def mask_problems(values: np.ndarray, mask: np.ndarray, fields: dict) -> Iterato
 
 
 def text_problems(fields: dict) -> Iterator[str]:
-    """Words that give the place away, or that break the answer they would become part of."""
-    texts = {name: fields[name] for name in ("query", "reasoning", "lesion") if isinstance(fields.get(name), str)}
+    """Words that give the place away."""
     for name in ("query", "reasoning"):
-        if found := coordinates(texts.get(name, "")):
+        text = fields.get(name)
+        if isinstance(text, str) and (found := coordinates(text)):
             yield f"{name} gives coordinates away, '{found}'; say where in words"
-    for name, marks in (("reasoning", "<>"), ("lesion", "<>[]")):
-        if any(mark in texts.get(name, "") for mark in marks):
-            yield f"{name} holds one of {' '.join(marks)}, which are marks of the answer; leave them out"
 
 
 def coordinates(text: str) -> str:

@@ -141,6 +141,9 @@ def line_problems(fields: dict, folder: Path) -> Iterator[str]:
             yield f"field '{name}' holds half of a character, {ascii(fields[name])}; write it in full"
         else:
             sound.add(name)
+    for name, marks in (("reasoning", "<>"), ("lesion", "<>[]")):
+        if name in sound and any(mark in fields[name] for mark in marks):
+            yield f"{name} holds one of {' '.join(marks)}, which are marks of the answer; leave them out"
     for name in (n for n in ("width", "height") if n in fields):
         if type(fields[name]) is not int or fields[name] < 1:
             yield f"field '{name}' is {fields[name]!r}; it must be a whole number of pixels"

@@ -86,12 +86,13 @@ def match_boxes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return overlaps[linear_sum_assignment(overlaps, maximize=True)]
 
 
-def box_f1(predicted: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> float:
-    """F1 of boxes (N, 4) and (M, 4) xyxy whose matched IoU reaches `threshold`; no boxes on both sides is 1."""
-    if len(predicted) + len(truth) == 0:
+def box_f1(predicted: np.ndarray, truth: np.ndarray, flat: int = 0, threshold: float = 0.5) -> float:
+    """F1 of boxes (N, 4) and (M, 4) xyxy whose matched IoU reaches `threshold`, with so many more predicted ones that
+    are `flat`, without area; no boxes on both sides is 1."""
+    if len(predicted) + flat + len(truth) == 0:
         return 1.0
     hits = int((match_boxes(predicted, truth) >= threshold).sum()) if len(predicted) and len(truth) else 0
-    return 2 * hits / (len(predicted) + len(truth))
+    return 2 * hits / (len(predicted) + flat + len(truth))
 
 
 def bootstrap_interval(values: np.ndarray, groups: Sequence | None = None, seed: int = 0) -> list[float]:

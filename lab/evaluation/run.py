@@ -69,7 +69,7 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
     scores = mask_scores(prediction.mask, sample.mask)
     if not prediction.has_mask:
         scores = dict.fromkeys(scores, 0.0) | {"hd95": float(np.hypot(*sample.mask.shape))}
-    facts = measure(sample.image, sample.mask)
+    facts, truth = measure(sample.image, sample.mask), lesion_boxes(sample.mask, max_boxes)
     checked = check_claims(parse_claims(prediction.answer.reasoning), facts)
     draft = parse(prediction.draft, 1).reasoning if prediction.draft else prediction.answer.reasoning
     drafted = check_claims(parse_claims(draft), facts)
@@ -80,7 +80,7 @@ def score(sample: Sample, query: str, prediction: Prediction, max_boxes: int) ->
         **scores,
         "failed": scores["dice"] == 0,
         "calibration_error": calibration_error(prediction.probability, sample.mask),
-        "box_f1": box_f1(prediction.boxes, lesion_boxes(sample.mask, max_boxes)) if prediction.has_mask else 0.0,
+        "box_f1": box_f1(prediction.boxes, truth, prediction.answer.flat) if prediction.has_mask else 0.0,
         "claims": len(checked),
         "claims_true": sum(checked.values()),
         "drafted": len(drafted),

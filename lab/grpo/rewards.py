@@ -44,7 +44,7 @@ def detect_rewards(answers: list[Answer], truth_norm: list[np.ndarray], threshol
     """
     rewards = []
     for answer, truth in zip(answers, truth_norm):
-        total = len(answer.boxes_norm) + len(truth)
+        total = len(answer.boxes_norm) + answer.flat + len(truth)
         if len(answer.boxes_norm) == 0 or len(truth) == 0:
             rewards.append(float(total == 0 and answer.says_empty))
             continue
@@ -67,7 +67,7 @@ def binary_box_rewards(answers: list[Answer], truth_norm: list[np.ndarray]) -> T
     rewards = []
     for answer, truth in zip(answers, truth_norm):
         boxes = answer.boxes_norm
-        most = max(len(boxes), len(truth))
+        most = max(len(boxes) + answer.flat, len(truth))
         if len(boxes) == 0 or len(truth) == 0:
             rewards.append(float(most == 0 and answer.says_empty))
             continue

@@ -26,11 +26,13 @@ class Answer:
     """Why it is not valid, in a few words; empty when it is."""
     reasoning: str
     boxes_norm: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """(N, 4) float32, xyxy as shares of width and height, 0..1."""
+    """(N, 4) float32, xyxy as shares of width and height, 0..1; those without area are left out."""
     says_empty: bool = False
     """The answer declares that there is no lesion."""
     lesion: str = ""
     """What is said to have been found; empty where nothing is, or not in the schema's words."""
+    flat: int = 0
+    """How many boxes without area there were beside."""
 
 
 def render(reasoning: str, lesion: str, boxes_norm: np.ndarray, grid: int) -> str:
@@ -54,7 +56,7 @@ def render(reasoning: str, lesion: str, boxes_norm: np.ndarray, grid: int) -> st
 def parse(text: str, grid: int) -> Answer:
     """Read a completion; never raises, and gives what can be read of an invalid one.
 
-    Boxes are clipped to the grid, and those without area left are dropped: the schema is kept, the box is wrong.
+    Boxes are clipped to the grid, and those without area left are counted alone: the schema is kept, the box is wrong.
     """
     reasoning = _between(text, "<think>", "</think>")
     conclusion = _between(text, "<answer>", "</answer>")
@@ -65,7 +67,8 @@ def parse(text: str, grid: int) -> Answer:
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     problem = _problem(text, conclusion, reasoning, says_empty)
     lesion = found[1] if found else ""
-    return Answer(not problem, problem, reasoning.strip(), boxes[has_area].astype(np.float32), says_empty, lesion)
+    boxes, flat = boxes[has_area].astype(np.float32), int((~has_area).sum())
+    return Answer(not problem, problem, reasoning.strip(), boxes, says_empty, lesion, flat)
 
 
 def mirrored(text: str, grid: int) -> str:

@@ -389,6 +389,10 @@ class CoreSeg(nn.Module):
         for row, (frame, ids) in enumerate(zip(frames, completions)):
             boxes = parse(self.reasoner.decode_text(ids), self.config.reasoner.grid).boxes_norm
             if len(boxes):
-                in_pixels = boxes * np.array([frame.width, frame.height] * 2, np.float32)
-                masks[row] = self.segmenter.union_of_boxes(scene.encoded.embeddings[[row]], frame, in_pixels)[0]
+                masks[row] = self.mask_of_boxes(scene.encoded.embeddings[[row]], frame, boxes)
         return masks
+
+    def mask_of_boxes(self, embedding: Tensor, frame: Frame, boxes_norm: np.ndarray) -> Tensor:
+        """Mask logits (4h, 4w) of what lies in boxes (N, 4), N > 0, shares of width and height of an image."""
+        in_pixels = boxes_norm * np.array([frame.width, frame.height] * 2, np.float32)
+        return self.segmenter.union_of_boxes(embedding, frame, in_pixels)[0]

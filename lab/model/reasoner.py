@@ -16,7 +16,7 @@ from transformers import FastVlmForConditionalGeneration
 from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode, pad
-from lab.model.lora import add_lora, merged_lora, settle_lora, without_lora
+from lab.model.lora import StartOfLora, add_lora, lora_layers, merged_lora, settle_lora, without_lora
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
 from lab.model.seg_row import settle_row, train_row
 from lab.model.segmenter import normalise
@@ -109,6 +109,7 @@ class Reasoner(nn.Module):
             self.add_notice()
         self.seg_id, self.image_id = self.tokenizer.convert_tokens_to_ids([SEG, self.image_token])
         self.pad_id, self.eos_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        self.start: StartOfLora | None = None
         if config.lora_rank:
             self.add_lora(config.lora_rank)
 
@@ -181,6 +182,26 @@ class Reasoner(nn.Module):
         if not self.small:
             train_row(self.model, self.seg_id)
 
+    def train_lora(self, rank: int) -> None:
+        """Train LoRA of this rank alone; `reference` is the model as it is now.
+
+        LoRA that there is becomes part of weights in float32; others would round most of it away: beside those it is
+        trained further.
+
+        Raises:
+            LabError: When it is, and has another rank.
+        """
+        self.requires_grad_(False)
+        if not lora_layers(self.language_model, merges=False):
+            self.add_lora(rank)
+        elif rank != self.config.lora_rank:
+            raise LabError(
+                f"beside weights in {self.config.dtype} the LoRA of the start, of rank {self.config.lora_rank}, is "
+                f"trained further; set lora_rank to {self.config.lora_rank}, not {rank}"
+            )
+        else:
+            self.start = StartOfLora(self.model)
+
     def merge_lora(self) -> None:
         """Add LoRA, and the trained row of `<seg>`, to the weights that they stand for, and remove them."""
         settle_row(self.model)
@@ -188,8 +209,8 @@ class Reasoner(nn.Module):
         self.config.lora_rank = 0
 
     def reference(self) -> AbstractContextManager[None]:
-        """Within, LoRA is switched off: the model is the one that LoRA was added to."""
-        return without_lora(self)
+        """Within, the model is the one that LoRA was added to, or whose LoRA is trained further."""
+        return without_lora(self) if self.start is None else self.start.put_back(self.model)
 
     def checkpoint_gradients(self) -> None:
         """Compute the language model's activations again in the backward pass instead of keeping them."""

@@ -30,6 +30,7 @@ def test_a_gain_on_every_image_is_one_and_none_is_none():
     assert found["mean"]["failures_removed"] == 0.6 and found["mean"]["p"] < 1e-6
     same = compare(BASE, [BASE])["mean"]
     assert same["gain_ci"] == [0, 0] and same["failures_removed"] == 0 and same["p"] == 1
+    assert compare(BASE, [BASE, BASE, BASE])["mean"]["p"] == 1  # means of equal numbers differ in the last digit
     assert "seed 1" in comparison_table(found) and "mean of the seeds" in comparison_table(found)
 
 

@@ -43,6 +43,7 @@ def test_boxes_are_matched_one_to_one_for_the_largest_sum():
     assert box_f1(np.vstack([true, true]), true) == pytest.approx(2 / 3)  # a second box on one lesion is a false one
     assert box_f1(true + 8, true) == 0
     assert box_f1(np.zeros((0, 4)), np.zeros((0, 4))) == 1 and box_f1(true, np.zeros((0, 4))) == 0
+    assert box_f1(true, true, flat=1) == pytest.approx(4 / 5) and box_f1(true[:0], true[:0], flat=1) == 0
     half = np.array([[0, 0, 10, 5]])
     np.testing.assert_allclose(match_boxes(half, true), [0.5])
 

@@ -151,6 +151,15 @@ def test_ten_thousand_characters_and_boxes_outside_the_image():
     assert 0 < float(reward) < 0.01
 
 
+def test_boxes_without_area_cost_as_much_as_other_wrong_ones():
+    """Else a policy could pad its answers for nothing."""
+    truth = [np.array([[0.1, 0.1, 0.5, 0.5]], np.float32)]
+    padded = {said: VALID.replace("[10,10,50,50]", f"[10,10,50,50],{said}") for said in ("[5,5,5,5]", "[80,80,90,90]")}
+    for rewards in (detect_rewards, binary_box_rewards):
+        flat, wrong = (float(rewards([parse(text, 100)], truth)) for text in padded.values())
+        assert flat == wrong < float(rewards([parse(VALID, 100)], truth)) == 1
+
+
 def test_the_binary_box_reward_counts_hits_and_near_corners_by_halves():
     truth = np.array([[0.2, 0.2, 0.4, 0.4]], np.float32)
     far, loose = truth + 0.5, truth + np.array([[0.0, 0.0, 0.05, 0.05]], np.float32)

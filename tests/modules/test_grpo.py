@@ -11,13 +11,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from apps.cli import main
+from lab.data.images import Frame
 from lab.data.manifest import read_manifest
 from lab.data.reason import write_reason
 from lab.errors import LabError
 from lab.grpo.objective import group_advantages, policy_loss
 from lab.grpo.rewards import binary_box_rewards
 from lab.model.adapter import AdapterConfig
-from lab.model.answer import Answer
+from lab.model.answer import Answer, parse, render
 from lab.model.core_seg import CoreSeg
 from lab.model.reasoner import ReasonerConfig
 from lab.model.release import load_model, load_release, save_release
@@ -25,7 +26,7 @@ from modules.groups import Group, Rewards, as_mask
 from modules.grpo import Grpo
 from modules.rollouts import read_mask
 from tests.modules.kill import killed_at
-from tests.tiny_checkpoints import llama
+from tests.tiny_checkpoints import llama, qwen
 from tests.tiny_model import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -296,22 +297,75 @@ def test_a_start_that_has_lora_keeps_what_it_learnt(start, tmp_path):
     assert {p.shape[0] for name, p in again.named_parameters() if "lora_A" in name} == {4}
 
 
+def test_lora_beside_bfloat16_is_trained_further_and_its_start_is_the_reference(tmp_path):
+    """Made part of such weights, half of a small change would be rounded away, in the policy and in the reference."""
+    torch.manual_seed(0)
+    tiny = tiny_config()
+    reasoner = ReasonerConfig(qwen(tmp_path / "qwen"), image_size=56, scene_dim=32, dtype="bfloat16", lora_rank=4)
+    stage_1 = CoreSeg(replace(tiny, reasoner=reasoner)).eval()
+    learnt = {n: p for n, p in stage_1.reasoner.model.named_parameters() if p.requires_grad}
+    for parameter in learnt.values():
+        torch.nn.init.normal_(parameter, std=0.02)
+    save_release(stage_1, tmp_path / "release", "t", "nothing", half=False)
+    with pytest.raises(LabError, match="set lora_rank to 4, not 16"):
+        Grpo(str(tmp_path / "release"), seg_weight=0.0)
+    policy = Grpo(str(tmp_path / "release"), lora_rank=4).core_seg.eval()
+    embeds = torch.randn(1, 5, stage_1.reasoner.hidden_size, dtype=torch.bfloat16)
+
+    def states(model):
+        with torch.no_grad():
+            return model.reasoner.language_model(inputs_embeds=embeds).last_hidden_state
+
+    assert torch.equal(states(policy), states(stage_1))
+    trained = {n: p for n, p in policy.reasoner.named_parameters() if p.requires_grad}
+    assert (
+        trained.keys() == {f"model.{n}" for n in learnt} and policy.state_dict().keys() == stage_1.state_dict().keys()
+    )
+    for parameter in trained.values():
+        parameter.data += 0.02
+    moved = states(policy)
+    assert not torch.equal(moved, states(stage_1))
+    with policy.reasoner.reference():
+        assert torch.equal(states(policy), states(stage_1))
+        assert all(torch.equal(trained[f"model.{n}"], p) for n, p in learnt.items())
+    assert torch.equal(states(policy), moved)
+
+
 @pytest.mark.parametrize("setting", [{"group_size": 1}, {"temperature": 0.0}, {"top_p": 0.0}])
 def test_groups_that_cannot_differ_are_refused(start, setting):
     with pytest.raises(LabError, match="a group is 2 or more completions that can differ"):
         Grpo(str(start), **setting)
 
 
-def test_a_model_that_draws_from_something_else_than_its_seg_is_refused(tmp_path):
-    """Rewards and DiceCE would be those of masks that it never draws."""
-    for change, words in (
-        ({"prompt": "boxes"}, "the boxes in"),
-        ({"adapter": AdapterConfig(state="mean")}, "the mean"),
-    ):
-        save_release(CoreSeg(replace(tiny_config(), **change)), tmp_path / words, "t", "nothing")
-        with pytest.raises(LabError, match=words):
-            Grpo(str(tmp_path / words))
-    Grpo(str(tmp_path / "the boxes in"), rewards=Rewards(segment=0.0), seg_weight=0.0)  # Seg-Zero's
+def test_masks_that_are_rewarded_are_those_that_the_model_draws(tmp_path):
+    """Of a model that draws from boxes they are not the adapter's, and DiceCE cannot reach what drew them."""
+    torch.manual_seed(0)
+    model = CoreSeg(replace(tiny_config(), prompt="boxes", threshold=0.5)).eval()
+    save_release(model, tmp_path / "boxes", "t", "nothing", half=False)
+    with pytest.raises(LabError, match="the boxes in its answers, .* set seg_weight to 0"):
+        Grpo(str(tmp_path / "boxes"))
+    save_release(
+        CoreSeg(replace(tiny_config(), adapter=AdapterConfig(state="mean"))), tmp_path / "mean", "t", "nothing"
+    )
+    with pytest.raises(LabError, match="the mean over its answers"):
+        Grpo(str(tmp_path / "mean"), rewards=Rewards(segment=0.0), seg_weight=0.0)
+
+    grpo = Grpo(str(tmp_path / "boxes"), seg_weight=0.0)
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    boxes = [np.array([[0.1, 0.2, 0.5, 0.9]]), np.array([[0.6, 0.6, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]]), np.zeros((0, 4))]
+    texts = [render("It is dark.", "cyst", each, 100) for each in boxes]
+    scene = model.open([image] * 3, ["Segment the cyst."] * 3)
+    said = [model.reasoner.completion_ids(text) for text in texts]
+    frame, answers = Frame(48, 64, 64), [parse(text, 100) for text in texts]
+    seen = model.reasoner.prompt(scene.prompts[:1], scene.seen.visual[:1], scene.encoded.shapes[:1])
+    of_image = ({"frame": frame}, scene.encoded.embeddings[:1], None, seen, seen)
+    group = Group(*of_image, said, texts, answers, [True, True, False])
+    drawn, predictions = grpo.look(group)[1], model.segment_text(scene, texts)
+    assert drawn.keys() == {0, 1} and not drawn[0].requires_grad
+    for slot, logits in drawn.items():
+        own = torch.from_numpy(predictions[slot].probability)
+        torch.testing.assert_close(frame.logits_to_original(logits[None])[0].sigmoid(), own, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(drawn[0], drawn[1], atol=1e-2)
 
 
 def test_followed_images_are_rewarded_as_samples_are(grpo):

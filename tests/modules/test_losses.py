@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lab.data.images import Frame
-from lab.model.core_seg import Output
+from lab.model.core_seg import CoreSeg, Output
+from lab.model.release import load_model, save_release
 from modules.optimisation import adamw_warmup_cosine
 from modules.sft import Sft
 from tests.tiny_model import tiny_config
@@ -50,3 +51,16 @@ def test_the_cosine_begins_where_it_is_told():
     assert rates(falls_from=6) == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0, 0])
     assert rates() == rates(falls_from=1)
     assert rates()[4] == pytest.approx(0.5)
+
+
+def test_a_language_checkpoint_leaves_the_segmenter_of_the_start_alone(tmp_path):
+    """Both see through one backbone, which would be half of one model and half of the other."""
+    for seed, name in enumerate(("start", "language")):
+        torch.manual_seed(seed)
+        save_release(CoreSeg(tiny_config()), tmp_path / name, "t", "nothing", half=False)
+    start, language = (load_model(tmp_path / name) for name in ("start", "language"))
+    made = Sft(start=str(tmp_path / "start"), language_checkpoint=str(tmp_path / "language")).core_seg
+    for name, value in start.segmenter.state_dict().items():
+        assert torch.equal(made.segmenter.state_dict()[name], value), name
+    for name, value in language.reasoner.language_model.state_dict().items():
+        assert torch.equal(made.reasoner.language_model.state_dict()[name], value), name

@@ -177,6 +177,13 @@ def test_the_u_net_trains_on_two_processes(lesions, start, tmp_path, monkeypatch
     assert "Params" in printed[0] and "Params" not in printed[1] and "it/s" not in printed[1]
 
 
+def test_processes_that_would_start_from_different_models_are_refused(lesions, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = ["--trainer.strategy=ddp", *TWO, "--seed_everything=true"]
+    codes, printed = Ranks(flags("sft", lesions, start, "no", *more)).wait()
+    assert codes == [2, 2] and "give --seed_everything a number" in printed[0]
+
+
 @pytest.mark.parametrize(
     "strategy, sentence",
     [
