@@ -24,6 +24,7 @@ core-seg: models that reason before they segment. Research use only, not a medic
   core-seg curves runs/grpo-0 runs/grpo-1 --out curves.png      reward curves of runs
   core-seg data synthesize data/synthetic --n 1500        synthetic lesions; --kind reason: a query picks one
   core-seg data convert busi Dataset_BUSI_with_GT data/busi      a public set as it was unpacked
+  core-seg data reason manifest.jsonl                reasoning for every record, from facts or by a model (--endpoint)
   core-seg data hard data/fresh/manifest.jsonl out/fresh        keep what a model finds hard
   core-seg data leave-out manifest.jsonl busi        train without a source, test on it alone
   core-seg data check manifest.jsonl                 all that is wrong with a data set, and what to do about it

@@ -33,7 +33,7 @@ def run_demo(data: str, minutes: float, page: bool, port: int) -> None:
     if data and {record.split for record in read_manifest(data)} < {"train", "val", "test"}:
         raise LabError(f"{data}: the demo needs the splits train, val and test; mark records so")
     folder = folder_of(data)
-    say(f"CORE-Seg on this machine: about {minutes + 1.5:.0f} minutes, then a page. Everything goes to {folder}/.")
+    say(f"CORE-Seg on this machine: about {minutes + 3:.0f} minutes, then a page. Everything goes to {folder}/.")
     manifest = Path(data) if data else folder / "data" / "manifest.jsonl"
     reason = folder / "reason" / "manifest.jsonl"
     synthesis = ["data", "synthesize", "--size", str(IMAGE_SIZE)]

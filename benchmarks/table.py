@@ -11,9 +11,11 @@ to reason, to write boxes and, by our relevance loss, where in the picture what 
 of a mask that was drawn, so that the ways to draw one are all new. What is not the same for all: text to box goes on
 with what the reasoner has been learning all along; rows without reasoning have to leave off what it has learnt;
 CORE-Seg reads the prompt twice (`notice`, ours), which that reasoner had not learnt, and the baselines once, as the
-rows of one look do; the U-Net has the encoder of stage 0, which it alone trains, in as many steps as SFT; only rows
-with a stage 2 see data/fresh; groups of 4 and 16 are of as many steps as those of 8, so that half and twice as many
-answers are sampled.
+rows of one look do; all rows train the mask decoder from the hundredth step on (`decoder_after`), which helps a new
+adapter, but LISA's and LENS's like lack the loss that gives ours a target until then; LENS's like has our weight of
+DiceCE in stage 2 (2, LENS: 1); the U-Net has the encoder of stage 0, which it alone trains, in as many steps as SFT;
+only rows with a stage 2 see data/fresh; groups of 4 and 16 are of as many steps as those of 8, so that half and twice
+as many answers are sampled.
 It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
 """
 

@@ -114,7 +114,7 @@ class Group:
     advantages: Tensor | None = None
     """(G,)."""
     teaches: bool = True
-    """Whether its rewards differ at all."""
+    """Whether its rewards differ at all; where they do not it is passed over, its DiceCE and KL too (ours)."""
     old_log_probs: Tensor | None = None
     """(G, T) of the policy that sampled; this and all below from the first inner step on."""
     reference: Tensor | None = None

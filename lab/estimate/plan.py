@@ -150,12 +150,10 @@ def estimate(job: Job, machine: Machine, strategy: Strategy) -> Estimate:
         job: With the batch of all processes.
         machine: Whose GPUs share the batch; with `single` one of them has all of it.
         strategy: `single`, `ddp` (all of everything on each GPU), `deepspeed` (AdamW's state spread) or `fsdp2` (the
-            language model's layers spread, for which all weights are float32).
+            language model's layers spread).
     """
     if strategy != "single":
         job = job.share(machine.world)
-    if strategy == "fsdp2":
-        job = replace(job, weights=torch.float32)
     return Estimate(job, strategy, machine, trace(job))
 
 

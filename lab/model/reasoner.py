@@ -47,7 +47,7 @@ class ReasonerConfig:
     image costs half of the visual tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a checkpoint's weights; LoRA, the row of `<seg>` and all else are float32 all the same. Leave float32 where
-    the language model itself is trained, or is sharded."""
+    the language model itself is trained."""
     lora_rank: int = 0
     """Rank of LoRA on the attention projections (of a language model on all linear layers), beside which a checkpoint's
     row of `<seg>` is trained; 0 trains the language model itself."""
