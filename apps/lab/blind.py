@@ -12,7 +12,6 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from apps.lab import views
-from apps.lab.inspection import TOOLBAR
 from apps.lab.library import Library
 from lab.data.images import load_sample
 
@@ -29,7 +28,7 @@ def win_rates(votes: list[dict]) -> pd.DataFrame:
         of_pair = [vote for vote in votes if {vote["left"], vote["right"]} == {one, other}]
         winners = [vote[vote["vote"]] for vote in of_pair if vote["vote"] in ("left", "right")]
         wins = winners.count(one)
-        row = {"A": one, "B": other, "A won": wins, "B won": len(winners) - wins}
+        row = {"A": views.short(one), "B": views.short(other), "A won": wins, "B won": len(winners) - wins}
         row |= {kind: sum(vote["vote"] == kind for vote in of_pair) for kind in ("tie", "both bad")}
         if winners:
             low, high = binomtest(wins, len(winners)).proportion_ci(method="wilson")
@@ -96,7 +95,7 @@ def build(library: Library, path: Path) -> None:
         one = gr.Dropdown(names, value=names[0] if names else None, label="One model")
         other = gr.Dropdown(names, value=names[1] if len(names) > 1 else None, label="The other")
         following = gr.Button("Next pair", variant="primary")
-    gr.HTML(TOOLBAR)
+    gr.HTML(views.toolbar(["overlay", "contour", "off"]))
     asked = gr.Markdown(elem_id="blind-query")
     with gr.Row():
         pictures, texts = [], []

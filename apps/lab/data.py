@@ -2,6 +2,7 @@
 
 import html
 from dataclasses import asdict
+from urllib.parse import urlencode
 
 import gradio as gr
 import numpy as np
@@ -65,12 +66,13 @@ def shown(record: Record) -> tuple[str, str]:
     picture = views.viewer(sample.image, views.Shown("truth", truth, zeros, sample.mask, facts), record.id)
     rounded = {k: np.round(v, 3).tolist() if isinstance(v, float | tuple) else v for k, v in asdict(facts).items()}
     measured = "".join(f"<span>{k} <b>{html.escape(str(v))}</b></span>" for k, v in rounded.items() if v != "")
-    about = ("modality", "anatomy", "lesion", "source", "license", "split", "group")
+    about = ("id", "modality", "anatomy", "lesion", "source", "license", "split", "group")
     told = "".join(f"<span>{name} <b>{html.escape(str(getattr(record, name)))}</b></span>" for name in about)
     said = views.reasoning(f"<think> {reasoning} </think>", facts)
     return (
         picture,
-        f'<h3>{html.escape(record.query)}</h3>{said}<p class="figures">{told}</p><p class="figures">{measured}</p>',
+        f'<h3>{html.escape(record.query)}</h3>{said}<p class="figures">{told}</p><p class="figures">{measured}</p>'
+        f'<p><a href="?{urlencode({"record": record.id})}">Open in Inspect</a></p>',
     )
 
 

@@ -17,7 +17,9 @@ from apps.lab.library import Library
 from apps.lab.results import Result
 from lab.data.facts import measure
 from lab.data.images import ImageError, image_size, load_sample
+from lab.data.reason import REASON, chosen_questions
 from lab.data.scans import Scan, open_scan
+from lab.data.synthetic import make_case
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
 from lab.model.decoding import Sampling
@@ -38,25 +40,7 @@ QUERIES = [
     "Find the lesion with the blurred margin and outline it.",
     "Segment the larger of the dark ones.",
 ]
-TOOLBAR = (
-    '<div class="views" role="toolbar" aria-label="What is drawn over the images">'
-    + "".join(
-        f'<button type="button" data-view-button="{name}" aria-pressed="{pressed}">{label}</button>'
-        for name, label, pressed in (
-            ("overlay", "Overlay", "true"),
-            ("contour", "Contour", "false"),
-            ("errors", "Errors", "false"),
-            ("difference", "Difference to the first", "false"),
-            ("noticed", "What it noticed first", "false"),
-            ("attention", "Where the prompt looks", "false"),
-            ("off", "Off", "false"),
-        )
-    )
-    + '<label>opacity <input type="range" min="0" max="1" step="0.05" value="0.45" data-opacity></label>'
-    '<label><input type="checkbox" checked data-toggle="boxes"> boxes</label>'
-    '<button type="button" data-reset>Reset zoom</button>'
-    "<small>wheel zooms all columns, drag moves them; keys + - 0 and arrows</small></div>"
-)
+HINT = "<p>Choose an image at the left, or try a synthetic one, and press Segment: each model reasons, then draws.</p>"
 
 
 def opened(path: str, public: bool) -> Scan:
@@ -159,11 +143,30 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error("Choose an image first.")
         return load_sample(library.record(record)).image
 
-    def preview(path: str | None, record: str | None, place: int, centre: float | None, width: float | None) -> str:
-        return views.viewer(picked(path, record, place, centre, width)) if path or record else ""
+    def preview(before: tuple | None, *seen) -> dict:
+        """The image by itself, where it is another than before; what was answered about that one goes."""
+        if before == seen:
+            return {last: seen}
+        picture = views.viewer(picked(*seen)) if seen[0] or seen[1] else HINT
+        return emptied() | {last: seen, key: "", pictures[0]: picture, edited: "", whose: gr.Radio([], value=None)}
+
+    def emptied() -> dict:
+        """All that was made of an answer."""
+        blank = (*texts, *pictures, changed, old, new, multiples)
+        return dict.fromkeys(blank, "") | {files: None}
 
     def choose(record: str | None):
         return (None, library.record(record).query) if record else (gr.skip(), gr.skip())
+
+    def invent() -> tuple[str, None, str]:
+        """A synthetic image with several lesions, a new one each time, and a question about one of them."""
+        rng, questions = np.random.default_rng(), []
+        while not questions:
+            case = make_case(int(rng.integers(2**31)), REASON)
+            questions = chosen_questions(case, rng, 1)
+        path = library.scratch() / "synthetic.png"
+        cv2.imwrite(str(path), cv2.cvtColor(case.image, cv2.COLOR_RGB2BGR))
+        return str(path), None, questions[0][0]
 
     def look(path: str | None):
         """Which slice and window there is to choose in what was uploaded."""
@@ -201,8 +204,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         result = Result(image, query, record if truth is not None else "")
         done: dict = {}  # said again at the end of each model, for programs that read the last event alone
         begun = {  # comes with the first token: an event of its own would delay that
+            **emptied(),
             key: results.add(result),
-            **{text: "" for text in texts},
             **{picture: views.viewer(image) for picture in pictures[: len(chosen)]},
             whose: gr.Radio(chosen, value=chosen[-1]),
             edited: "",
@@ -239,7 +242,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
         reasoner = library.model(name).reasoner
         if bad := set(reasoner.completion_ids(text)) & set(reasoner.forbidden):
-            raise gr.Error(f"No answer holds {reasoner.tokenizer.convert_ids_to_tokens(min(bad))}; take it out.")
+            token = views.html.escape(reasoner.tokenizer.convert_ids_to_tokens(min(bad)))
+            raise gr.Error(f"No answer holds {token}; take it out.")
         before = result.shown[name]
         start = time.perf_counter()
         answer = asker.again(name, result.scenes[name], text)
@@ -275,7 +279,9 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         with gr.Column(scale=1, min_width=280):
             kinds = "PNG, JPEG, TIFF" if public else "PNG, JPEG, TIFF, DICOM, NIfTI"
             types = FILES if public else FILES + VOLUMES
-            upload = gr.File(file_types=types, type="filepath", label=f"Image ({kinds})", height=140)
+            limits = ", at most 10 MB and 16 megapixels" if public else ""
+            upload = gr.File(file_types=types, type="filepath", label=f"Image ({kinds}{limits})", height=140)
+            example = gr.Button("Try a synthetic image", size="sm")
             place = gr.Slider(0, 10_000, 0, step=1, label="Slice, from the feet up", visible=False, elem_id="slice")
             with gr.Row():
                 centre = gr.Number(0, label="Window centre", visible=False, elem_id="centre", min_width=100)
@@ -290,19 +296,21 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
                 temperature = gr.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature")
                 seed = gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed")
             with gr.Row():
-                go, stop = gr.Button("Segment", variant="primary"), gr.Button("Stop")
-            copied = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="link")
+                go, stop = gr.Button("Segment", variant="primary", elem_id="segment"), gr.Button("Stop")
+            copied = gr.Textbox(
+                label="Link to this view", interactive=False, buttons=["copy"], elem_id="link", visible=bool(records)
+            )
         with gr.Column(scale=3):
-            gr.HTML(TOOLBAR)
-            gr.HTML(views.legend(True))
+            gr.HTML(views.toolbar([name for name in views.VIEWS if records or name != "errors"]), elem_id="toolbar")
+            gr.HTML(views.legend())
             columns, pictures, texts = [], [], []
             with gr.Row():
                 for number in range(COLUMNS):
                     with gr.Column(min_width=240, visible=number < max(1, len(models.value))) as one:
-                        pictures.append(gr.HTML(elem_id=f"viewer-{number}"))
+                        pictures.append(gr.HTML("" if number else HINT, elem_id=f"viewer-{number}"))
                         texts.append(gr.HTML(elem_id=f"answer-{number}"))
                     columns.append(one)
-    key = gr.State("")
+    key, last = gr.State(""), gr.State()
     with gr.Accordion("Edit an answer and segment again", open=True):
         with gr.Row():
             with gr.Column(scale=2):
@@ -332,21 +340,24 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         api_visibility="private",
     )
     record.input(choose, record, [upload, query], api_visibility="private")
-    seen = [upload, record, place, centre, width]
+    upload.upload(lambda: None, None, record, api_visibility="private")
+    example.click(invent, None, [upload, record, query], api_visibility="private")
+    seen = [last, upload, record, place, centre, width]
+    answered = [*texts, *pictures, changed, old, new, multiples, files, whose, edited]
     upload.change(look, upload, [place, centre, width], api_visibility="private").then(
-        preview, seen, pictures[0], api_visibility="private"
+        preview, seen, [key, last, *answered], api_visibility="private"
     )
     gr.on(
         [record.change, place.release, centre.submit, width.submit, centre.blur, width.blur],
         preview,
         seen,
-        pictures[0],
+        [key, last, *answered],
         api_visibility="private",
     )
     event = go.click(
         run,
         [upload, record, query, models, sampled, temperature, seed, place, centre, width],
-        [key, *texts, *pictures, whose, edited, copied],
+        [key, *answered, copied],
         concurrency_id="model",
         concurrency_limit=1,
         show_progress_on=texts[0],
@@ -358,6 +369,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     multiply.click(
         several, [key, whose, temperature, seed, count], multiples, concurrency_id="model", api_name="sample"
     )
+    copied.change(None, copied, copied, js=views.ADDRESS)
     pack.click(lambda key: export(results.get(key), library.scratch()), key, files, api_visibility="private")
     return record, query, models
 

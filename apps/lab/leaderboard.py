@@ -46,7 +46,8 @@ def ranking(summaries: dict[str, dict], by: str) -> pd.DataFrame:
         groups = {"all": summary["overall"]} if by == "overall" else summary["by"].get(by, {})
         for group, values in groups.items():
             low, high = values["mDice_ci"]
-            row = {"evaluation": name, "model": summary["model"]} | ({} if by == "overall" else {by: group})
+            row = {"evaluation": views.short(name), "model": views.short(summary["model"])}
+            row |= {} if by == "overall" else {by: group}
             row |= {"mDice": values["mDice"], "95 %": f"{low:.3f} to {high:.3f}", "mIoU": values["mIoU"]}
             row |= {"failure rate": values["failure_rate"], "box F1": values["box_f1"]}
             row |= {name: values.get(key) for name, key in {"NSD": "NSD", "lesion F1": "lesion_f1"}.items()}
@@ -74,12 +75,13 @@ def scatter(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> g
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "gray"}, showlegend=False, hoverinfo="skip"
     )
-    a, b = ("…" + name[-47:] if len(name) > 48 else name for name in names)  # longer ones leave the axis
+    a, b = map(views.short, names)
     return views.plain(figure).update_layout(
         xaxis_title=f"A: {a}",
         yaxis_title=f"B: {b}",
-        height=520,
+        height=560,
         margin={"t": 20, "b": 40, "l": 50, "r": 10},
+        legend={"orientation": "h", "y": -0.15},
     )
 
 
@@ -122,11 +124,15 @@ def build(library: Library) -> None:
     with gr.Row():
         a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
     told = gr.Markdown(elem_id="paired")
-    gr.Markdown("Dice of every image; a click on a point opens that image under Inspect.")
+    gr.Markdown(
+        "Dice of every image, of evaluations that `core-seg evaluate` wrote below `releases/`, `runs/` and `out/`; "
+        "a click on a point opens that image under Inspect, where it is of the manifest that is open."
+    )
     plot = gr.Plot(show_label=False, elem_id="scatter")
     with gr.Accordion("The worst, the median and the best cases of B", open=False):
         cases = gr.HTML()
-    gr.on([title.change, by.change], table, [title, by], [rows, a, b], api_visibility="private").then(
+    by.change(lambda title, by: table(title, by)[0], [title, by], rows, api_visibility="private")
+    title.change(table, [title, by], [rows, a, b], api_visibility="private").then(
         against, [title, a, b], [plot, told, cases], api_visibility="private"
     )
     gr.on([a.input, b.input], against, [title, a, b], [plot, told, cases], api_visibility="private")

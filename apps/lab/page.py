@@ -1,5 +1,6 @@
 """The lab's page: its tabs, its looks, and the links that reopen a view."""
 
+import html
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ class Page(gr.Blocks):
             traverse(inputs, refuse_address, is_file_obj_with_meta)
             return await super().process_api(block_fn, inputs, *args, **kwargs)
         except LabError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+        except gr.Error as error:
+            error.print_exception = False  # a visitor's slip is no trace in the server's log
+            raise
 
 
 def refuse_address(file: dict[str, Any]) -> None:
@@ -87,15 +91,23 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
             if public:
                 return filled
             tab = gr.Tabs(selected="rewards") if chosen else gr.skip()
+            wanted = [name for name in asked.get("metrics", "").split(",") if name]
             return [
                 tab,
                 *filled,
-                gr.Dropdown(rewards.labels(library), value=chosen),
+                gr.Dropdown(wanted, value=wanted) if chosen and wanted else gr.skip(),
                 gr.Dropdown(list(library.run_folders())),
+                chosen,
             ]
 
-        outputs = [record, query, models] if public else [tabs, record, query, models, runs, sampled]
-        page.load(reopen, None, outputs, api_visibility="private")
+        if public:
+            page.load(reopen, None, [record, query, models], api_visibility="private")
+        else:  # the metrics first: the runs fill in their own where there are none
+            named = gr.State([])
+            outputs = [tabs, record, query, models, metrics, sampled, named]
+            page.load(reopen, None, outputs, api_visibility="private").then(
+                lambda names: gr.Dropdown(rewards.labels(library), value=names), named, runs, api_visibility="private"
+            )
     return page.queue(max_size=QUEUE)
 
 
@@ -113,6 +125,7 @@ def launch(library: Library, port: int, public: bool = False, block: bool = True
         prevent_thread_lock=True,
         quiet=True,
         head=f"<style>{(ASSETS / 'lab.css').read_text()}</style>",  # css= would be confined to .gradio-container
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         js=(ASSETS / "lab.js").read_text().partition("\n")[2],
         max_file_size="10mb" if public else "2gb",
         state_session_capacity=KEPT_SESSIONS,

@@ -57,6 +57,8 @@ class Results:
 
     def get(self, key: str | None) -> Result:
         with self._lock:
+            if not key:
+                raise gr.Error("Nothing was segmented yet; choose an image and press Segment.")
             if key not in self._kept:
                 raise gr.Error("That result is gone; press Segment again.")
             return self._kept[key]

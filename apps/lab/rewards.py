@@ -11,7 +11,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from apps.lab.library import Library, described, read_config
-from apps.lab.views import plain
+from apps.lab.views import ADDRESS, plain
 from lab.errors import LabError
 from lab.evaluation.curves import read_metrics, smoothed
 
@@ -73,6 +73,7 @@ def chart(
         for order, (label, names) in enumerate(groups.items()):
             colour = qualitative.D3[order % len(qualitative.D3)]
             curves = [frames[name][metric].dropna() for name in names if metric in frames[name]]
+            curves = [curve[~curve.index.duplicated()] for curve in curves]
             for curve in curves:
                 faint = {"color": colour, "width": 1}
                 figure.add_scatter(
@@ -80,7 +81,8 @@ def chart(
                 )
             if not curves:
                 continue
-            smooth = pd.concat([smoothed(curve, weight) for curve in curves], axis=1).interpolate(limit_area="inside")
+            smooth = pd.concat([smoothed(curve, weight) for curve in curves], axis=1).sort_index()
+            smooth = smooth.interpolate("index", limit_area="inside")  # minutes and tokens of two runs differ
             if len(curves) > 1:
                 for edge in (smooth.min(axis=1), smooth.max(axis=1)):
                     fill = {"fill": "tonexty", "fillcolor": _faded(colour)} if edge.equals(smooth.max(axis=1)) else {}
@@ -131,10 +133,10 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
                 frames[name] = frame.set_index(along(frame, axis, size))
         return frames, configs
 
-    def known(names: list[str]) -> gr.Dropdown:
+    def known(names: list[str], metrics: list[str]) -> gr.Dropdown:
         frames, _ = load(names, "step")
         found = sorted({column for frame in frames.values() for column in frame.columns} - {"step", "time"})
-        chosen = [metric for metric in DEFAULT if metric in found] or found[:3]
+        chosen = [metric for metric in metrics or DEFAULT if metric in found] or found[:3]
         return gr.Dropdown(found, value=chosen)
 
     def keys(names: list[str]) -> gr.Dropdown:
@@ -153,7 +155,9 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
         return chart(frames, groups, metrics, axis, weight), differing(configs), address
 
     def table(names: list[str], metrics: list[str]) -> str:
-        frames, _ = load(names, "step")
+        frames, _ = load(names or [], "step")
+        if not frames:
+            raise LabError("there are no curves yet; choose runs first")
         path = library.scratch() / "curves.csv"
         tables = [frame.reindex(columns=["time", *metrics]).assign(run=name) for name, frame in frames.items()]
         pd.concat(tables).to_csv(path, index_label="step")
@@ -162,27 +166,32 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             runs = gr.Dropdown(labels(library), multiselect=True, label="Runs, the newest first")
-            metrics = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Metrics")
+            metrics = gr.Dropdown([], multiselect=True, label="Metrics")
             axis = gr.Radio(AXES, value="step", label="x axis")
             weight = gr.Slider(0, 0.99, 0.8, step=0.01, label="Smoothing")
             by = gr.Dropdown([BY_RUN, BY_NAME], value=BY_RUN, label="Group by")
             live = gr.Checkbox(True, label=f"Live: look again every {REFRESH} s")
             reload = gr.Button("Look for new runs")
             address = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"])
-            save = gr.DownloadButton("CSV")
+            save, made = gr.Button("CSV"), gr.DownloadButton("CSV", elem_id="curves-csv", elem_classes="unseen")
         with gr.Column(scale=4):
+            gr.Markdown(
+                "Choose one or more runs. Dragging zooms all charts, a double click goes back; the camera above them "
+                "saves a PNG. Of runs drawn as one the line is the mean, and the band reaches from lowest to highest."
+            )
             plot = gr.Plot(show_label=False, elem_id="curves")
-            gr.Markdown("Dragging zooms all charts, a double click goes back; the camera above them saves a PNG.")
             gr.Markdown("### In which settings the runs differ")
             differences = gr.Dataframe(interactive=False, wrap=True)
     shown, outputs = [runs, metrics, axis, weight, by], [plot, differences, address]
-    runs.change(known, runs, metrics, api_visibility="private").then(keys, runs, by, api_visibility="private").then(
-        draw, shown, outputs, api_name="curves"
-    )
+    listed = runs.change(known, [runs, metrics], metrics, api_visibility="private")
+    listed.then(keys, runs, by, api_visibility="private").then(draw, shown, outputs, api_name="curves")
     gr.on([metrics.input, axis.input, weight.release, by.input], draw, shown, outputs, api_visibility="private")
     timer = gr.Timer(REFRESH)
     timer.tick(draw, shown, outputs, api_visibility="private", show_progress="hidden")
     live.input(lambda on: gr.Timer(active=on), live, timer, api_visibility="private")
     reload.click(lambda: gr.Dropdown(labels(library)), None, runs, api_visibility="private")
-    save.click(table, [runs, metrics], save, api_visibility="private")
+    save.click(table, [runs, metrics], made, api_visibility="private").success(
+        None, js="() => setTimeout(() => document.querySelector('#curves-csv').click(), 300)"
+    )
+    address.change(None, address, address, js=ADDRESS)
     return runs, metrics

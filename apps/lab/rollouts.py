@@ -10,6 +10,7 @@ import pandas as pd
 from apps.lab import views
 from apps.lab.library import Library, read_config
 from lab.data.augment import view
+from lab.data.facts import Facts, measure
 from lab.data.images import load_sample
 from lab.data.sample import Sample
 from lab.errors import LabError
@@ -84,14 +85,15 @@ def thumbnail(sample: Sample | None, mask: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def completion_card(row: dict, sample: Sample | None, weights: dict[str, float]) -> str:
+def completion_card(row: dict, sample: Sample | None, facts: Facts | None, weights: dict[str, float]) -> str:
     """HTML of one completion: mask, rewards, advantage, and its text to unfold."""
     kind = "good" if row["advantage"] > 0 else "poor" if row["advantage"] < 0 else ""
     picture, bar = views.data_uri(thumbnail(sample, read_mask(row))), reward_bar(row, weights)
     return (
         f'<div class="completion"><img src="{picture}" alt="mask of completion {row["slot"]}">{bar}'
-        f'reward {row["reward"]:.2f} <span class="{kind}">{row["advantage"]:+.2f}</span><br>Dice {row["dice"]:.3f}'
-        f"<details><summary>text</summary>{views.reasoning(row['completion'])}</details></div>"
+        f'reward {row["reward"]:.2f}<br>advantage <span class="{kind}">{row["advantage"]:+.2f}</span>'
+        f"<br>Dice {row['dice']:.3f}"
+        f"<details><summary>text</summary>{views.reasoning(row['completion'], facts)}</details></div>"
     )
 
 
@@ -123,7 +125,8 @@ def build(library: Library) -> gr.Dropdown:
         for group in groups:
             first = group.iloc[0]
             sample = sample_of(run, first)
-            cards = "".join(completion_card(row, sample, weights) for row in group.to_dict("records"))
+            facts = measure(sample.image, sample.mask) if sample else None
+            cards = "".join(completion_card(row, sample, facts, weights) for row in group.to_dict("records"))
             parts.append(
                 f'<div class="group"><h4>{views.html.escape(first.query)} <small>{views.html.escape(first.id)}: mean '
                 f"reward {group.reward.mean():.2f}, spread {group.reward.std():.2f}</small></h4>"

@@ -8,6 +8,7 @@ changes all columns.
 import base64
 import difflib
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import cv2
@@ -21,11 +22,31 @@ from lab.data.sample import lesion_boxes
 from lab.evaluation.metrics import box_f1, mask_scores
 from lab.model.core_seg import Prediction
 
+ADDRESS = "link => link.startsWith('?') ? location.origin + location.pathname + link : link"
+"""JavaScript: what a link to a view lacks that only the browser knows."""
 NOTICE = "Research use only. Not a medical device. Do not upload patient data."
+MISSING = {
+    "noticed": "This model reads the prompt once: it notices nothing before it speaks",
+    "errors": "The truth of this image is not known",
+    "difference": "This is the first: others are compared with it",
+}
+"""What is said in place of a layer that there is none of."""
 SHOWN_SIDE = 768
 """Pixels of the longer side of what is sent to the browser."""
 MASK, TRUTH, HIT, ALARM, MISSED = (255, 80, 70), (60, 220, 90), (60, 200, 90), (255, 80, 70), (60, 130, 255)
 """RGB: the model's mask; the true one; true positives, false positives and false negatives."""
+BOX, MINE, ONLY_FIRST = (255, 215, 0), (255, 190, 0), (190, 90, 255)
+"""RGB: boxes in an answer; what only its mask has, and what only the first one's has."""
+VIEWS = {
+    "overlay": ("Overlay", {"mask": MASK}),
+    "contour": ("Contour", {"mask": MASK, "true mask": TRUTH}),
+    "errors": ("Errors", {"true positive": HIT, "false positive": ALARM, "missed": MISSED}),
+    "difference": ("Difference to the first", {"only in this mask": MINE, "only in the first": ONLY_FIRST}),
+    "noticed": ("What it noticed first", {"the brighter, the surer": (252, 165, 10)}),
+    "attention": ("Where the prompt looks", {"the brighter, the more": (252, 165, 10)}),
+    "off": ("Off", {}),
+}
+"""What can be drawn over an image: its name on the page, and what its colours mean."""
 
 
 @dataclass
@@ -78,7 +99,7 @@ def errors(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def difference(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8: what only this mask has, and what only the other has."""
-    return area(mask & ~other, (255, 190, 0)) + area(other & ~mask, (190, 90, 255))
+    return area(mask & ~other, MINE) + area(other & ~mask, ONLY_FIRST)
 
 
 def heat(weights: np.ndarray) -> np.ndarray:
@@ -115,12 +136,9 @@ def viewer(image: np.ndarray, shown: Shown | None = None, label: str = "image") 
             rects += box_svg(lesion_boxes(shown.truth, shown.max_boxes), TRUTH, dashed=True)
         if shown.other is not None:
             layers["difference"] = difference(mask, shown.other)
-        rects += box_svg(shown.prediction.boxes, (255, 215, 0))
+        rects += box_svg(shown.prediction.boxes, BOX)
     pictures = "".join(f'<img class="layer {name}" src="{data_uri(p)}" alt="">' for name, p in layers.items())
-    if shown and shown.noticed is None:
-        pictures += (
-            '<span class="layer unnoticed">This model reads the prompt once: it notices nothing before it speaks</span>'
-        )
+    pictures += "".join(f'<p class="layer no-{n}">{w}</p>' for n, w in MISSING.items() if shown and n not in layers)
     shape = f"aspect-ratio:{width}/{height};max-width:calc(56vh * {width} / {height})"
     return (
         f'<div class="stage" tabindex="0" role="img" aria-label="{html.escape(label)}" style="{shape}">'
@@ -133,7 +151,7 @@ def state(prediction: Prediction) -> str:
     """A banner where there is no usable mask; empty where there is one."""
     if not prediction.has_mask:
         problem = html.escape(prediction.answer.problem or "no <seg> token, so no mask was drawn")
-        return f'<div class="banner bad">INVALID ANSWER: {problem}</div>'
+        return f'<div class="banner bad">INVALID ANSWER: {problem} (it counts as no mask)</div>'
     if prediction.answer.says_empty:
         return '<div class="banner none">The answer says that there is no such lesion; the mask is empty</div>'
     if not prediction.mask.any():
@@ -204,7 +222,8 @@ def score(prediction: Prediction, truth: np.ndarray, max_boxes: int) -> dict[str
 def figures(prediction: Prediction, scores: dict[str, float]) -> str:
     """The line of numbers under an answer."""
     numbers = {name: f"{value:.3f}" for name, value in scores.items()}
-    numbers |= {"area": f"{prediction.mask.mean():.1%}", "boxes": str(len(prediction.boxes))}
+    flat = f" and {prediction.answer.flat} without area" if prediction.answer.flat else ""
+    numbers |= {"area": f"{prediction.mask.mean():.1%}", "boxes": f"{len(prediction.boxes)}{flat}"}
     numbers |= {"tokens": str(prediction.tokens), "time": f"{prediction.seconds:.2f} s"}
     return '<p class="figures">' + "".join(f"<span>{k} <b>{v}</b></span>" for k, v in numbers.items()) + "</p>"
 
@@ -222,6 +241,11 @@ def changes(old: str, new: str) -> str:
     return f'<div class="reasoning">{" ".join(pieces)}</div>'
 
 
+def short(name: str) -> str:
+    """The end of a name that would leave its axis or column."""
+    return "…" + name[-39:] if len(name) > 40 else name
+
+
 def plain(figure: go.Figure) -> go.Figure:
     """A chart that reads on a light and on a dark page."""
     figure.update_xaxes(gridcolor="rgba(127,127,127,0.25)", zeroline=False)
@@ -231,15 +255,38 @@ def plain(figure: go.Figure) -> go.Figure:
     )
 
 
-def legend(truth: bool) -> str:
-    """What the colours mean."""
-    items = [("step normal", "normal anatomy"), ("step finding", "finding"), ("step conclusion", "conclusion")]
-    items.append(("step answer", "answer"))
-    marks = [("confirmed", "confirmed by the truth"), ("refuted", "refuted")] if truth else []
-    marks.append(("unchecked", "claim, not checkable"))
-    spans = [f'<span class="{name}">{words}</span>' for name, words in items]
-    spans += [f'<mark class="{name}">{words}</mark>' for name, words in marks if not (truth and name == "unchecked")]
-    if truth:
-        for colour, words in ((HIT, "true positive"), (ALARM, "false positive"), (MISSED, "missed")):
-            spans.append(f'<span class="swatch" style="--c:rgb{colour}">{words}</span>')
+def toolbar(names: Iterable[str]) -> str:
+    """Buttons that choose what is drawn over all images, of these `VIEWS`; pressed at first is the overlay."""
+    buttons = "".join(
+        f'<button type="button" data-view-button="{name}" aria-pressed="{str(name == "overlay").lower()}">'
+        f"{VIEWS[name][0]}</button>"
+        for name in names
+    )
+    return (
+        f'<div class="views" role="toolbar" aria-label="What is drawn over the images">{buttons}'
+        '<label>opacity <input type="range" min="0" max="1" step="0.05" value="0.45" data-opacity></label>'
+        '<label><input type="checkbox" checked data-toggle="boxes"> boxes</label>'
+        '<button type="button" data-zoom="1.5" aria-label="Zoom in">+</button>'
+        '<button type="button" data-zoom="0.67" aria-label="Zoom out">−</button>'
+        '<button type="button" data-reset>Reset zoom</button>'
+        "<small>wheel zooms all columns, drag moves them; keys + - 0 and arrows</small></div>"
+    )
+
+
+def legend() -> str:
+    """What the colours mean; those over an image, of the view that is chosen alone."""
+    items = ("normal", "normal anatomy"), ("finding", "finding"), ("conclusion", "conclusion"), ("answer", "answer")
+    marks = ("confirmed", "claim, true"), ("refuted", "claim, false"), ("unchecked", "claim, truth not known")
+    spans = [f'<span class="step {name}">{words}</span>' for name, words in items]
+    spans += [f'<mark class="{name}">{words}</mark>' for name, words in marks]
+    for view, (_, colours) in VIEWS.items():
+        spans += [swatch(words, colour, f"of {view}") for words, colour in colours.items()]
+    spans += [
+        swatch("box in the answer", BOX, "outlined"),
+        swatch("true box, of five at most", TRUTH, "outlined dashed"),
+    ]
     return f'<div class="legend">{" ".join(spans)}</div>'
+
+
+def swatch(words: str, colour: tuple[int, int, int], kinds: str) -> str:
+    return f'<span class="swatch {kinds}" style="--c:rgb{colour}">{words}</span>'

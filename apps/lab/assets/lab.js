@@ -6,6 +6,7 @@
     root.style.setProperty("--zoom", place.zoom);
     root.style.setProperty("--x", place.x + "%");
     root.style.setProperty("--y", place.y + "%");
+    root.classList.toggle("zoomed", place.zoom > 1);
   };
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const move = (x, y) => {
@@ -32,6 +33,10 @@
     const view = event.target.closest("[data-view-button]");
     if (view) setView(view.dataset.viewButton);
     if (event.target.closest("[data-reset]")) { place.zoom = 1; move(0, 0); }
+    const zoom = event.target.closest("[data-zoom]");
+    if (zoom) zoomAt(Number(zoom.dataset.zoom), 50, 50);
+    const answers = document.querySelector("#toolbar");
+    if (event.target.closest("#segment") && answers.getBoundingClientRect().top > innerHeight) answers.scrollIntoView({ behavior: "smooth" });
     const point = event.target.closest("#scatter") && document.querySelector("#scatter .js-plotly-plot")?._hoverdata?.[0];
     if (point?.customdata) location.search = "?record=" + encodeURIComponent(point.customdata);
   });

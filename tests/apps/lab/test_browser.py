@@ -8,6 +8,7 @@ import shutil
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -88,6 +89,37 @@ def test_an_edited_answer_gives_another_mask(page, lab):
     assert page.locator("#changed ins").count() and "agrees with the old one" in page.text_content("#changed")
 
 
+def test_an_answer_goes_with_its_image_and_stays_with_it(page, lab):
+    """Else the mask and the words of one image would be read as those of another."""
+    segmented(page, lab)
+    page.get_by_label("or a record, whose truth is known").click()
+    page.keyboard.press("Escape")
+    page.get_by_label("Query").click()
+    page.wait_for_timeout(1000)
+    assert page.locator("#viewer-0 .layer.overlay").count() and "Dice" in page.text_content("#answer-0")
+    page.get_by_role("button", name="Segment again from this text").click()
+    page.wait_for_selector("#viewer-after .layer.overlay", state="attached")
+    before = pixels(page)
+    page.get_by_role("button", name="Try a synthetic image").click()
+    page.wait_for_function("!document.querySelector('#answer-0')?.textContent.trim()")
+    page.wait_for_selector("#viewer-0 .stage")
+    assert not np.array_equal(pixels(page), before) and not page.locator("#viewer-1 .stage").count()
+    assert not page.locator("#changed .figures, #viewer-after .stage").count()
+    assert page.input_value("#edited textarea") == ""
+    page.get_by_role("button", name="Segment again from this text").click()
+    page.get_by_text("Nothing was segmented yet").wait_for()
+
+
+def test_one_click_gives_the_curves_that_a_link_names(page, lab, tmp_path):
+    page.goto(f"{lab[0]}?runs=run-0,run-1&metrics=kl,reward")
+    page.wait_for_selector("#curves .main-svg")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").first.click()
+    download.value.save_as(tmp_path / "curves.csv")
+    curves = pd.read_csv(tmp_path / "curves.csv")
+    assert list(curves.columns) == ["step", "time", "kl", "reward", "run"] and set(curves.run) == {"run-0", "run-1"}
+
+
 def test_curves_of_two_runs_one_of_which_is_still_written(page, lab):
     address, folder = lab
     page.goto(f"{address}?runs=run-0,run-1")
@@ -122,7 +154,7 @@ def test_a_group_of_completions_and_a_followed_image(page, lab):
 def test_a_link_reopens_the_view(page, lab):
     segmented(page, lab)
     address = page.input_value("#link textarea")
-    page.goto(lab[0] + address)
+    page.goto(address)
     page.wait_for_selector("#viewer-0 .stage")
     query = page.get_by_label("Query").input_value()
     assert query and query.replace(" ", "+") in address.replace("%2C", ",")

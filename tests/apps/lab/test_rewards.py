@@ -62,3 +62,13 @@ def test_groups_are_sorted_and_the_silent_ones_found():
     assert ids("lowest reward first", False) == ["c", "a", "b"]
     assert ids("widest spread first", False) == ["a", "c", "b"]
     assert ids("as sampled", True) == ["b"]
+
+
+def test_runs_that_took_other_minutes_are_one_curve_from_left_to_right():
+    """Else the mean would go back to its start."""
+    frames = {
+        name: pd.DataFrame({"reward": [1.0, 2.0, 3.0]}, index=x) for name, x in (("a", [0, 2, 4]), ("b", [1, 3, 5]))
+    }
+    figure = rewards.chart(frames, {"both": ["a", "b"]}, ["reward"], "minutes", 0.0)
+    (mean,) = (trace for trace in figure.data if trace.name == "both")
+    assert list(mean.x) == [0, 1, 2, 3, 4, 5] and mean.y[1:5].tolist() == pytest.approx([1.25, 1.75, 2.25, 2.75])
