@@ -242,8 +242,8 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             raise gr.Error(f"Write an answer of at most {MAX_ANSWER} characters.")
         reasoner = library.model(name).reasoner
         if bad := set(reasoner.completion_ids(text)) & set(reasoner.forbidden):
-            token = views.html.escape(reasoner.tokenizer.convert_ids_to_tokens(min(bad)))
-            raise gr.Error(f"No answer holds {token}; take it out.")
+            token = reasoner.tokenizer.convert_ids_to_tokens(min(bad)).strip("<|>")  # the page would take it for HTML
+            raise gr.Error(f"No answer holds the token '{token}'; take it out.")
         before = result.shown[name]
         start = time.perf_counter()
         answer = asker.again(name, result.scenes[name], text)

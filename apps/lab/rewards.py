@@ -154,6 +154,13 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
         address = "?" + urlencode({"runs": ",".join(names), "metrics": ",".join(metrics)})
         return chart(frames, groups, metrics, axis, weight), differing(configs), address
 
+    def redraw(*chosen):
+        """What is wrong with the choice was said when it was made."""
+        try:
+            return draw(*chosen)
+        except LabError:
+            return gr.skip(), gr.skip(), gr.skip()
+
     def table(names: list[str], metrics: list[str]) -> str:
         frames, _ = load(names or [], "step")
         if not frames:
@@ -166,7 +173,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             runs = gr.Dropdown(labels(library), multiselect=True, label="Runs, the newest first")
-            metrics = gr.Dropdown([], multiselect=True, label="Metrics")
+            metrics = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Metrics")
             axis = gr.Radio(AXES, value="step", label="x axis")
             weight = gr.Slider(0, 0.99, 0.8, step=0.01, label="Smoothing")
             by = gr.Dropdown([BY_RUN, BY_NAME], value=BY_RUN, label="Group by")
@@ -187,7 +194,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     listed.then(keys, runs, by, api_visibility="private").then(draw, shown, outputs, api_name="curves")
     gr.on([metrics.input, axis.input, weight.release, by.input], draw, shown, outputs, api_visibility="private")
     timer = gr.Timer(REFRESH)
-    timer.tick(draw, shown, outputs, api_visibility="private", show_progress="hidden")
+    timer.tick(redraw, shown, outputs, api_visibility="private", show_progress="hidden")
     live.input(lambda on: gr.Timer(active=on), live, timer, api_visibility="private")
     reload.click(lambda: gr.Dropdown(labels(library)), None, runs, api_visibility="private")
     save.click(table, [runs, metrics], made, api_visibility="private").success(

@@ -1,7 +1,6 @@
 """A manifest is the user's word for what the data are; every way in which it can be wrong is told, with the line."""
 
 import json
-import time
 
 import cv2
 import numpy as np
@@ -162,11 +161,14 @@ def test_several_queries_may_share_an_image(lesion_lines, write_lines):
     assert records[0].image == records[-1].image
 
 
-def test_real_lesions_are_read_whole_and_quickly(real_manifest):
-    """3,017 records wait for the headers only: under 2 s."""
-    read_manifest(real_manifest)  # the disk's share is not ours
-    start = time.process_time()
+def test_real_lesions_are_read_whole_and_quickly(real_manifest, monkeypatch):
+    """3,017 records wait for the headers only."""
+
+    def decodes(*_):
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decodes)
     records = read_manifest(real_manifest)
-    assert len(records) == 3017 and time.process_time() - start < 2
+    assert len(records) == 3017
     assert sum(record.split == "test" for record in records) == 341
     assert all(record.query for record in records)
