@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 WIDTH, HEIGHT = 1280, 860
-TALL = {"inspect": 1240, "rollouts": 1260, "leaderboard": 1140, "data": 1080, "blind": 1400}
+TALL = {"inspect": 1240, "rollouts": 1260, "leaderboard": 1240, "data": 1080, "blind": 1400}
 """Heights of the views that do not fit."""
 
 
