@@ -76,7 +76,7 @@ class LabCLI(LightningCLI):
         else:  # all that it logs is of step 0, and no point of the run's curves
             logger = [JsonlLogger(self.folder / f"metrics_{self.subcommand}.jsonl")]
         trainer = super().instantiate_trainer(logger=logger, callbacks=[*given, *callbacks], **kwargs)
-        if trainer.world_size > 1 and self.any_seed:
+        if self.subcommand == "fit" and trainer.world_size > 1 and self.any_seed:
             raise LabError("several processes need one seed to start from one model; give --seed_everything a number")
         return trainer
 

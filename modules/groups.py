@@ -96,7 +96,7 @@ class Group:
     texts: list[str]
     answers: list[Answer]
     draws: list[bool]
-    """Whether the answer is valid and has a `<seg>`."""
+    """Whether the answer is valid and has a `<seg>`, or boxes where the model draws from those."""
     token_share: float = 0.0
     """Of the batch's completion tokens."""
     policy_share: float = 0.0

@@ -27,7 +27,8 @@ class Grpo(ReasoningModule):
 
     Args:
         start: Release folder, or checkpoint of stage 1, that the policy starts from and is held near to.
-        lora_rank: Rank of the LoRA that is trained on the language model; switched off, it is the reference.
+        lora_rank: Rank of the LoRA that is trained on the language model; switched off, it is the
+            reference. Beside bfloat16 weights it is that of the start, of the same rank, whose copy is the reference.
         cache: Folder for the frozen encoders' outputs; None runs the encoders every time.
         views: Fixed ways in which every image is seen; 1 as it is, 2 also mirrored, more also augmented.
         rewards: Weights and kinds; see `Rewards`.
@@ -99,7 +100,7 @@ class Grpo(ReasoningModule):
             raise LabError(
                 f"'{start}' draws from the boxes in its answers, which no mask's gradient reaches; set seg_weight to 0"
             )
-        if model.config.adapter.state == "mean":
+        elif model.config.prompt != "boxes" and model.config.adapter.state == "mean":
             raise LabError(
                 f"'{start}' draws from the mean over its answers, where stage 2 draws from their <seg>; start from "
                 "another model"
@@ -157,6 +158,8 @@ class Grpo(ReasoningModule):
         for image, completions in enumerate(sampled):
             texts = [reasoner.decode_text(completion) for completion in completions]
             answers = [parse(text, self.core_seg.config.reasoner.grid) for text in texts]
+            by_boxes = self.core_seg.config.prompt == "boxes"
+            names = [len(a.boxes_norm) if by_boxes else reasoner.seg_id in c for a, c in zip(answers, completions)]
             groups.append(
                 Group(
                     item={name: values[image] for name, values in batch.items()},
@@ -167,7 +170,7 @@ class Grpo(ReasoningModule):
                     completions=completions,
                     texts=texts,
                     answers=answers,
-                    draws=[answer.valid and reasoner.seg_id in ids for answer, ids in zip(answers, completions)],
+                    draws=[answer.valid and bool(named) for answer, named in zip(answers, names)],
                 )
             )
         counts = {"tokens": sum(group.tokens for group in groups), "images": len(groups)}

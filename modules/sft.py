@@ -106,14 +106,14 @@ class Sft(ReasoningModule):
                 raise LabError(
                     f"the reasoner of '{language_checkpoint}' is another: {taken.config}; make core_seg.reasoner so"
                 )
-            own = deepcopy(model.segmenter.state_dict())
+            own = deepcopy(model.segmenter.state_dict()) if model.one_backbone else None
             model.reasoner.load_state_dict(taken.state_dict())
+            if own is not None:
+                model.segmenter.load_state_dict(own)
         if segmenter_checkpoint is not None:
             model.segmenter.load_state_dict(load_segmenter(segmenter_checkpoint).state_dict())
         elif start is None:
             model.segmenter.load_pretrained()
-        elif language_checkpoint is not None:
-            model.segmenter.load_state_dict(own)  # of the backbone that both may see through
         self.hold(model, cache, encoder_learning_rate > 0)
         self.loss = DiceCELoss(sigmoid=True, lambda_dice=dice_share, lambda_ce=ce_share)
 

@@ -20,6 +20,7 @@ from lab.data.images import ImageError, image_size, load_sample
 from lab.data.reason import REASON, chosen_questions
 from lab.data.scans import Scan, open_scan
 from lab.data.synthetic import make_case
+from lab.errors import LabError
 from lab.evaluation.metrics import dice_iou
 from lab.evaluation.report import contoured
 from lab.model.decoding import Sampling
@@ -47,13 +48,13 @@ def opened(path: str, public: bool) -> Scan:
     """An uploaded image or volume; what is wrong with it is said with the name that the visitor gave it."""
     name = Path(path).name
     if public and not name.lower().endswith(tuple(FILES)):
-        raise gr.Error(f"'{name}' is no image; give a PNG, JPEG or TIFF file.")
+        raise LabError(f"'{name}' is no image; give a PNG, JPEG or TIFF file.")
     try:
         if public and np.prod(image_size(path)) > PUBLIC_PIXELS:
             raise ImageError(f"'{path}' is over {PUBLIC_PIXELS // 1_000_000} megapixels; scale it down")
         return open_scan(path)
     except ImageError as error:
-        raise gr.Error(str(error).replace(str(path), name)) from None
+        raise LabError(str(error).replace(str(path), name)) from None
 
 
 def window_of(centre: float | None, width: float | None) -> tuple[float, float] | None:
@@ -153,7 +154,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     def emptied() -> dict:
         """All that was made of an answer."""
         blank = (*texts, *pictures, changed, old, new, multiples)
-        return dict.fromkeys(blank, "") | {files: None}
+        return dict.fromkeys(blank, "") | {files: None, copied: ""}
 
     def choose(record: str | None):
         return (None, library.record(record).query) if record else (gr.skip(), gr.skip())
@@ -206,6 +207,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         begun = {  # comes with the first token: an event of its own would delay that
             **emptied(),
             key: results.add(result),
+            last: (path, record, place, centre, width),
             **{picture: views.viewer(image) for picture in pictures[: len(chosen)]},
             whose: gr.Radio(chosen, value=chosen[-1]),
             edited: "",
@@ -302,7 +304,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             )
         with gr.Column(scale=3):
             gr.HTML(views.toolbar([name for name in views.VIEWS if records or name != "errors"]), elem_id="toolbar")
-            gr.HTML(views.legend())
+            gr.HTML(views.legend(bool(records)))
             columns, pictures, texts = [], [], []
             with gr.Row():
                 for number in range(COLUMNS):
@@ -343,7 +345,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     upload.upload(lambda: None, None, record, api_visibility="private")
     example.click(invent, None, [upload, record, query], api_visibility="private")
     seen = [last, upload, record, place, centre, width]
-    answered = [*texts, *pictures, changed, old, new, multiples, files, whose, edited]
+    answered = [*texts, *pictures, changed, old, new, multiples, files, whose, edited, copied]
     upload.change(look, upload, [place, centre, width], api_visibility="private").then(
         preview, seen, [key, last, *answered], api_visibility="private"
     )
@@ -357,13 +359,14 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     event = go.click(
         run,
         [upload, record, query, models, sampled, temperature, seed, place, centre, width],
-        [key, *answered, copied],
+        [key, last, *answered],
         concurrency_id="model",
         concurrency_limit=1,
         show_progress_on=texts[0],
         api_name="segment",
     )
-    stop.click(None, cancels=[event], api_visibility="private")
+    others = [stop.click, upload.change, record.select, place.release, centre.submit, width.submit]
+    gr.on(others, None, cancels=[event], api_visibility="private")  # an answer about an image that is not seen any more
     whose.input(text_of, [key, whose], edited, api_visibility="private")
     resegment.click(again, [key, whose, edited], [changed, old, new], concurrency_id="model", api_name="segment_again")
     multiply.click(

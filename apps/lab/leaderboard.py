@@ -125,7 +125,7 @@ def build(library: Library) -> None:
         a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
     told = gr.Markdown(elem_id="paired")
     gr.Markdown(
-        "Dice of every image, of evaluations that `core-seg evaluate` wrote below `releases/`, `runs/` and `out/`; "
+        "Dice of every image, of what `core-seg evaluate` wrote below `runs/` and `out/` (`--evaluations`); "
         "a click on a point opens that image under Inspect, where it is of the manifest that is open."
     )
     plot = gr.Plot(show_label=False, elem_id="scatter")

@@ -46,7 +46,7 @@ def along(frame: pd.DataFrame, axis: str, group_size: float = 1) -> pd.Series:
     if axis == "minutes":
         return (frame.time - frame.time.iloc[0]) / 60
     if axis == "tokens" and "num_tokens" in frame:
-        return frame.num_tokens
+        return frame.num_tokens.ffill().fillna(0)  # rows of a validation have none
     if axis == "samples":
         return (frame.step + 1) * group_size
     return frame.step
@@ -157,9 +157,9 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     def redraw(*chosen):
         """What is wrong with the choice was said when it was made."""
         try:
-            return draw(*chosen)
+            return draw(*chosen)[:2]
         except LabError:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip()
 
     def table(names: list[str], metrics: list[str]) -> str:
         frames, _ = load(names or [], "step")
@@ -194,7 +194,7 @@ def build(library: Library) -> tuple[gr.Dropdown, gr.Dropdown]:
     listed.then(keys, runs, by, api_visibility="private").then(draw, shown, outputs, api_name="curves")
     gr.on([metrics.input, axis.input, weight.release, by.input], draw, shown, outputs, api_visibility="private")
     timer = gr.Timer(REFRESH)
-    timer.tick(redraw, shown, outputs, api_visibility="private", show_progress="hidden")
+    timer.tick(redraw, shown, outputs[:2], api_visibility="private", show_progress="hidden")
     live.input(lambda on: gr.Timer(active=on), live, timer, api_visibility="private")
     reload.click(lambda: gr.Dropdown(labels(library)), None, runs, api_visibility="private")
     save.click(table, [runs, metrics], made, api_visibility="private").success(

@@ -153,7 +153,8 @@ def build(library: Library) -> gr.Dropdown:
         picture = (
             contoured(sample.image, sample.mask, mask) if sample else np.repeat(mask[..., None] * np.uint8(255), 3, 2)
         )
-        return said + views.reasoning(row["completion"]), views.viewer(picture, label=f"followed at step {step}")
+        facts = measure(sample.image, sample.mask) if sample else None
+        return said + views.reasoning(row["completion"], facts), views.viewer(picture, label=f"followed at step {step}")
 
     with gr.Row():
         run = gr.Dropdown([name for name in library.run_folders()], value=None, label="Run")

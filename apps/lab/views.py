@@ -242,8 +242,8 @@ def changes(old: str, new: str) -> str:
 
 
 def short(name: str) -> str:
-    """The end of a name that would leave its axis or column."""
-    return "…" + name[-39:] if len(name) > 40 else name
+    """A name without its middle where it would leave its axis or column."""
+    return f"{name[:16]}…{name[-23:]}" if len(name) > 40 else name
 
 
 def plain(figure: go.Figure) -> go.Figure:
@@ -266,25 +266,29 @@ def toolbar(names: Iterable[str]) -> str:
         f'<div class="views" role="toolbar" aria-label="What is drawn over the images">{buttons}'
         '<label>opacity <input type="range" min="0" max="1" step="0.05" value="0.45" data-opacity></label>'
         '<label><input type="checkbox" checked data-toggle="boxes"> boxes</label>'
-        '<button type="button" data-zoom="1.5" aria-label="Zoom in">+</button>'
-        '<button type="button" data-zoom="0.67" aria-label="Zoom out">−</button>'
+        '<button type="button" data-zoom="1.25" aria-label="Zoom in">+</button>'
+        '<button type="button" data-zoom="0.8" aria-label="Zoom out">−</button>'
         '<button type="button" data-reset>Reset zoom</button>'
         "<small>wheel zooms all columns, drag moves them; keys + - 0 and arrows</small></div>"
     )
 
 
-def legend() -> str:
-    """What the colours mean; those over an image, of the view that is chosen alone."""
+def legend(truth: bool) -> str:
+    """What the colours mean; those over an image, of the view that is chosen alone.
+
+    Args:
+        truth: Whether that of an image may be known.
+    """
     items = ("normal", "normal anatomy"), ("finding", "finding"), ("conclusion", "conclusion"), ("answer", "answer")
-    marks = ("confirmed", "claim, true"), ("refuted", "claim, false"), ("unchecked", "claim, truth not known")
+    marks = [("confirmed", "claim, true"), ("refuted", "claim, false")] if truth else []
+    marks.append(("unchecked", "claim, truth not known"))
     spans = [f'<span class="step {name}">{words}</span>' for name, words in items]
     spans += [f'<mark class="{name}">{words}</mark>' for name, words in marks]
     for view, (_, colours) in VIEWS.items():
-        spans += [swatch(words, colour, f"of {view}") for words, colour in colours.items()]
-    spans += [
-        swatch("box in the answer", BOX, "outlined"),
-        swatch("true box, of five at most", TRUTH, "outlined dashed"),
-    ]
+        spans += [swatch(w, c, f"of {view}") for w, c in colours.items() if truth or c != TRUTH]
+    spans.append(swatch("box in the answer", BOX, "outlined"))
+    if truth:
+        spans.append(swatch("true box", TRUTH, "outlined dashed"))
     return f'<div class="legend">{" ".join(spans)}</div>'
 
 

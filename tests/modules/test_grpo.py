@@ -337,7 +337,7 @@ def test_groups_that_cannot_differ_are_refused(start, setting):
         Grpo(str(start), **setting)
 
 
-def test_masks_that_are_rewarded_are_those_that_the_model_draws(tmp_path):
+def test_masks_that_are_rewarded_are_those_that_the_model_draws(tmp_path, monkeypatch):
     """Of a model that draws from boxes they are not the adapter's, and DiceCE cannot reach what drew them."""
     torch.manual_seed(0)
     model = CoreSeg(replace(tiny_config(), prompt="boxes", threshold=0.5)).eval()
@@ -366,6 +366,15 @@ def test_masks_that_are_rewarded_are_those_that_the_model_draws(tmp_path):
         own = torch.from_numpy(predictions[slot].probability)
         torch.testing.assert_close(frame.logits_to_original(logits[None])[0].sigmoid(), own, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(drawn[0], drawn[1], atol=1e-2)
+
+    texts[2] = texts[0].replace(texts[0][texts[0].index("[[") : texts[0].index("]]")], "[[5,5,5,5")  # draws nothing
+    said[2] = model.reasoner.completion_ids(texts[2])
+    assert parse(texts[2], 100).valid and not model.segment_text(scene, texts)[2].has_mask
+    monkeypatch.setattr("modules.grpo.collect", lambda *_: [said])
+    monkeypatch.setattr(grpo, "log", lambda *_, **__: None)
+    pixels = torch.from_numpy(frame.image(image))[None]
+    batch = {"query": ["Segment the cyst."], "frame": [frame], "pixels": pixels, "features": [None], "draw": [0]}
+    assert grpo.sample(batch)[0].has_mask.tolist() == [True, True, False]
 
 
 def test_followed_images_are_rewarded_as_samples_are(grpo):

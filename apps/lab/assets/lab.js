@@ -66,7 +66,7 @@
     const now = share(drag.stage, event);
     move(drag.x + now[0] - drag.at[0], drag.y + now[1] - drag.at[1]);
   });
-  document.addEventListener("pointerup", () => { drag = null; });
+  for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => { drag = null; });
   document.addEventListener("keydown", (event) => {
     if (!event.target.closest?.(".stage")) return;
     const step = { ArrowLeft: [10, 0], ArrowRight: [-10, 0], ArrowUp: [0, 10], ArrowDown: [0, -10] }[event.key];

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pydicom
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from lab.data.convert.find import Case, Skipped
 from lab.data.convert.source import Lesion, Source, filled
@@ -22,6 +21,8 @@ from lab.errors import LabError
 
 TRACES = 16
 """Of 255: what JPEG leaves at most in a mask without lesion."""
+SQUARE = np.ones((3, 3), np.uint8)
+"""In which values are all one within an area."""
 
 
 @dataclass
@@ -131,12 +132,13 @@ def foreground(values: np.ndarray, path: Path) -> np.ndarray:
     if peak <= 1:
         return values != 0
     most = 255 if peak <= 255 else 65535
-    areas = (minimum_filter(values, 3) == maximum_filter(values, 3)) & (values <= most // 2)
+    exact = values.astype(np.float32)  # all 16 bits
+    areas = (cv2.erode(exact, SQUARE) == cv2.dilate(exact, SQUARE)) & (values <= most // 2)
     labels = values[areas & (values > TRACES * most // 255)]
     if labels.size or (peak <= most // 2 and (peak > TRACES or not _is_jpeg(path))):
         raise CaseError(
             f"mask '{path.name}' holds the value {max(labels, default=peak)} of {most}, which may be a label; name the "
-            "lesion's under values (in a palette image, its indices)"
+            "lesion's under values (in a palette image, its indices), or cut a soft mask at half of its range"
         )
     return values > most // 2
 

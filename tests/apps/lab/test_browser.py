@@ -108,6 +108,12 @@ def test_an_answer_goes_with_its_image_and_stays_with_it(page, lab):
     assert page.input_value("#edited textarea") == ""
     page.get_by_role("button", name="Segment again from this text").click()
     page.get_by_text("Nothing was segmented yet").wait_for()
+    page.get_by_role("button", name="Segment", exact=True).click()
+    page.wait_for_function("document.querySelector('#answer-0')?.textContent.length > 20")  # streams
+    page.get_by_role("button", name="Try a synthetic image").click()
+    page.wait_for_function("!document.querySelector('#answer-0')?.textContent.trim()")
+    page.wait_for_timeout(2000)
+    assert not page.locator("#answer-0 .figures, #viewer-0 .layer.overlay, #viewer-1 .stage").count()
 
 
 def test_one_click_gives_the_curves_that_a_link_names(page, lab, tmp_path):

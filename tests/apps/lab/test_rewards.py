@@ -19,6 +19,7 @@ def test_each_axis_is_what_it_says(frame):
     assert rewards.along(frame, "step").tolist() == [0, 1, 2]
     assert rewards.along(frame, "minutes").tolist() == [0, 1, 2]
     assert rewards.along(frame, "tokens").tolist() == [5, 10, 15]
+    assert rewards.along(frame.assign(num_tokens=[np.nan, 10, np.nan]), "tokens").tolist() == [0, 10, 10]
     assert rewards.along(frame, "samples", 64).tolist() == [64, 128, 192]
 
 
