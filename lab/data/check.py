@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lab.data.images import ImageError, decode, read_image
-from lab.data.manifest import LinesBefore, line_problems, manifest_lines, parse_line
+from lab.data.manifest import LinesBefore, line_problems, manifest_lines, mark_problems, parse_line
 from lab.data.packed import PackedRecords, is_packed
 from lab.data.sample import Member, Record, leaves
 
@@ -172,7 +172,8 @@ def mask_problems(values: np.ndarray, mask: np.ndarray, fields: dict) -> Iterato
 
 
 def text_problems(fields: dict) -> Iterator[str]:
-    """Words that give the place away."""
+    """Words that give the place away, or that break the answer they would become part of."""
+    yield from mark_problems(fields)
     for name in ("query", "reasoning"):
         text = fields.get(name)
         if isinstance(text, str) and (found := coordinates(text)):

@@ -141,9 +141,7 @@ def line_problems(fields: dict, folder: Path) -> Iterator[str]:
             yield f"field '{name}' holds half of a character, {ascii(fields[name])}; write it in full"
         else:
             sound.add(name)
-    for name, marks in (("reasoning", "<>"), ("lesion", "<>[]")):
-        if name in sound and any(mark in fields[name] for mark in marks):
-            yield f"{name} holds one of {' '.join(marks)}, which are marks of the answer; leave them out"
+    yield from mark_problems(fields)
     for name in (n for n in ("width", "height") if n in fields):
         if type(fields[name]) is not int or fields[name] < 1:
             yield f"field '{name}' is {fields[name]!r}; it must be a whole number of pixels"
@@ -170,6 +168,14 @@ def line_problems(fields: dict, folder: Path) -> Iterator[str]:
                 f"{name} '{fields[name]}' is {found[0]}x{found[1]} but the line says "
                 f"{fields['width']}x{fields['height']}; resize it or correct the line"
             )
+
+
+def mark_problems(fields: dict) -> Iterator[str]:
+    """Words that break the answer they would become part of."""
+    for name, marks in (("reasoning", "<>"), ("lesion", "<>[]")):
+        text = fields.get(name)
+        if isinstance(text, str) and any(mark in text for mark in marks):
+            yield f"{name} holds one of {' '.join(marks)}, which are marks of the answer; leave them out"
 
 
 class Derived:

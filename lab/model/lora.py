@@ -33,10 +33,13 @@ def settle_lora(language_model: nn.Module) -> None:
     vars(language_model).pop("peft_config", None)
 
 
-def lora_layers(model: nn.Module, merges: bool) -> list[BaseTunerLayer]:
-    """Layers with LoRA whose weights are float32 (`merges`), or are not, so that they would round most of it away."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return [layer for layer in layers if (layer.get_base_layer().weight.dtype == torch.float32) == merges]
+def lora_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def rounds_lora(layer: BaseTunerLayer) -> bool:
+    """Whether its weights are not float32: most of a LoRA that became part of them would be rounded away."""
+    return layer.get_base_layer().weight.dtype != torch.float32
 
 
 class StartOfLora(nn.Module):
@@ -79,7 +82,7 @@ def write(values: dict[nn.Parameter, Tensor]) -> None:
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[None]:
     """Within, LoRA and the trained row of `<seg>` are switched off: the model is the one that they were added to."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = lora_layers(model)
     rows = [module for module in model.modules() if isinstance(module, (RowOfEmbedding, RowOfHead))]
     for layer in layers:
         layer.enable_adapters(False)
@@ -98,7 +101,7 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 def merged_lora(model: nn.Module) -> Iterator[None]:
     """Within, LoRA is part of the weights, which saves its work at every token; afterwards they are as before, to the
     bit. Where the weights are bfloat16, which would round most of it away, it stays beside them."""
-    layers = lora_layers(model, merges=True)
+    layers = [layer for layer in lora_layers(model) if not rounds_lora(layer)]
     weights = [layer.get_base_layer().weight.data for layer in layers]
     before = [weight.clone() for weight in weights]
     for layer in layers:

@@ -16,7 +16,7 @@ from transformers import FastVlmForConditionalGeneration
 from lab.data.images import Frame
 from lab.errors import LabError
 from lab.model.decoding import Prompt, Sampling, Step, collect, decode, pad
-from lab.model.lora import StartOfLora, add_lora, lora_layers, merged_lora, settle_lora, without_lora
+from lab.model.lora import StartOfLora, add_lora, lora_layers, merged_lora, rounds_lora, settle_lora, without_lora
 from lab.model.pretrained import SEG, read_reasoner, write_reasoner
 from lab.model.seg_row import settle_row, train_row
 from lab.model.segmenter import normalise
@@ -192,7 +192,7 @@ class Reasoner(nn.Module):
             LabError: When it is, and has another rank.
         """
         self.requires_grad_(False)
-        if not lora_layers(self.language_model, merges=False):
+        if not any(map(rounds_lora, lora_layers(self.language_model))):
             self.add_lora(rank)
         elif rank != self.config.lora_rank:
             raise LabError(

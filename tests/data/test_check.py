@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from apps.cli import main
-from lab.data.check import NEAR, check_manifest, coordinates, near_pairs
+from lab.data.check import NEAR, check_manifest, coordinates, look_at_record, near_pairs
 from lab.data.manifest import ManifestError, read_manifest
 from lab.data.synthetic import write_plain
 from tests.data.test_manifest import BROKEN
@@ -185,3 +186,11 @@ def test_near_hashes_are_those_that_comparing_all_with_all_finds():
         (a, b) for b in range(len(hashes)) for a in range(b) if bin(int(hashes[a]) ^ int(hashes[b])).count("1") <= NEAR
     }
     assert set(near_pairs(hashes)) == expected and len(expected) >= 7
+
+
+def test_marks_of_the_answer_are_found_in_an_index_too(manifest):
+    """Its lines were checked when it was packed, by what was known then."""
+    record = read_manifest(manifest)[0]
+    assert not look_at_record(1, record).problems
+    (problem,) = look_at_record(1, replace(record, lesion="cyst [simple]")).problems
+    assert "marks of the answer" in problem

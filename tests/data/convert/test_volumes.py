@@ -1,6 +1,5 @@
 """Without these scans are shown turned, through the wrong window, or with slices missing."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +13,9 @@ from lab.data.convert.sets import SETS
 from lab.data.convert.source import Lesion, read_description
 from lab.data.images import read_image
 from lab.data.scans import open_scan
-from tests.data.convert.trees import Tree, affine_of, fumpe, head, lesions, stored, volumes
+from tests.data.convert.trees import Tree, affine_of, fumpe, head, lesions, lines, stored, volumes
 
 ROOT = Path(__file__).parents[3]
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SPL", "AIR"])

@@ -51,6 +51,10 @@ class Tree:
         nibabel.save(nibabel.Nifti1Image(values, affine), self.path(name))
 
 
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def box(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """A rectangle (H, W) bool; multiples of 8, so that JPEG keeps its border."""
     mask = np.zeros(size, bool)
