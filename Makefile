@@ -11,7 +11,7 @@ install: $(VENV)/.installed ## Make .venv with core-seg in it (about two minutes
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@echo "Installing into $(VENV) from requirements.txt: about two minutes, 6 GB ..."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 	@echo "Installed. Try: $(VENV)/bin/core-seg --help"
