@@ -1,7 +1,9 @@
 """`core-seg fit | validate | test | predict`: LightningCLI, with a run folder that everything else reads."""
 
 import inspect
+import logging
 import shlex
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class LabCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.typed = args
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(args)  # Lightning's own warns of arguments that are given, as ours always are
         self.any_seed = isinstance(self.config[self.config.subcommand].seed_everything, bool)  # Lightning picks one
 
     def _parse_ckpt_path(self) -> None:
@@ -136,6 +138,9 @@ def run_training(arguments: list[str]) -> None:
     subcommand = arguments[0]
     keep_freed_memory()
     register()
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's, of its own code
+    told = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    told.addFilter(lambda record: "Tip: For" not in record.getMessage())  # advertisements
     try:
         LabCLI(
             args=arguments,
