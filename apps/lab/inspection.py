@@ -1,6 +1,7 @@
 """The Inspect tab: one image, two to four models side by side, and the mask again from an edited answer."""
 
 import json
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,15 +112,18 @@ def export(result: Result, folder: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(answers), figsize=(5.5 * len(answers), 6), squeeze=False)
+    height, width = result.image.shape[:2]
+    size = 5.5 * len(answers), 5.5 * min(2, height / width) + 1.7
+    figure, axes = pyplot.subplots(1, len(answers), figsize=size, squeeze=False, layout="constrained")
     for axis, (name, shown) in zip(axes[0], answers):
         axis.imshow(contoured(result.image, shown.truth, shown.prediction.mask))
         dice = f"  Dice {shown.scores['Dice']:.3f}" if shown.scores else ""
         axis.set_title(f"{name}{dice}", fontsize=10)
-        axis.axis("off")
-    figure.suptitle(result.query, fontsize=10)
-    figure.text(0.5, 0.02, views.NOTICE, ha="center", fontsize=9)
-    figure.savefig(folder / "figure.png", dpi=120)
+        axis.set(xticks=[], yticks=[], frame_on=False)
+        axis.set_xlabel(textwrap.fill(shown.prediction.text, 80), loc="left", fontsize=8, parse_math=False)
+    query = textwrap.fill(result.query, 70 * len(answers))
+    figure.suptitle(f"{query}\nTruth, if known, green; model red.\n{views.NOTICE}", fontsize=10, parse_math=False)
+    figure.savefig(folder / "figure.png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     (folder / "answers.json").write_text(json.dumps(about, indent=1) + "\n")
     return [str(path) for path in (*files, folder / "figure.png", folder / "answers.json")]
@@ -291,7 +295,11 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
             record = gr.Dropdown(records, value=None, label="or a record, whose truth is known", visible=bool(records))
             query = gr.Dropdown(QUERIES, value=QUERIES[0], allow_custom_value=True, label="Query")
             models = gr.Dropdown(
-                names, value=names[:2], multiselect=True, max_choices=COLUMNS, label="Models, side by side"
+                names,
+                value=names[:2],
+                multiselect=True,
+                max_choices=COLUMNS,
+                label=f"Models, side by side: at most {COLUMNS}",
             )
             with gr.Accordion("Sampling", open=False):
                 sampled = gr.Checkbox(False, label="Sample instead of the likeliest answer")

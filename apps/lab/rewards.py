@@ -67,7 +67,9 @@ def chart(
     """
     columns = min(3, max(1, len(metrics)))
     rows = max(1, -(-len(metrics) // columns))
-    figure = make_subplots(rows, columns, subplot_titles=metrics, horizontal_spacing=0.06, vertical_spacing=0.3 / rows)
+    titles = [with_missing(metric, frames) for metric in metrics]
+    figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.3 / rows)
+    named: set[str] = set()
     for number, metric in enumerate(metrics):
         place = {"row": number // columns + 1, "col": number % columns + 1}
         for order, (label, names) in enumerate(groups.items()):
@@ -96,10 +98,11 @@ def chart(
                 name=label,
                 line={"color": colour, "width": 2.5},
                 legendgroup=label,
-                showlegend=number == 0,
+                showlegend=label not in named,
                 hovertemplate="%{y:.4g}",
                 **place,
             )
+            named.add(label)
     figure.update_xaxes(matches="x", title_text=axis)
     return plain(figure).update_layout(
         height=90 + 280 * rows,
@@ -108,6 +111,12 @@ def chart(
         legend={"orientation": "h", "y": 1.12},
         margin={"l": 40, "r": 10, "t": 60, "b": 40},
     )
+
+
+def with_missing(metric: str, frames: dict[str, pd.DataFrame]) -> str:
+    """The title of a metric's panel, which says which runs do not log it."""
+    missing = [name for name, frame in frames.items() if metric not in frame]
+    return f"{metric}<br><sub>not logged by {', '.join(missing)}</sub>" if missing else metric
 
 
 def _faded(colour: str) -> str:

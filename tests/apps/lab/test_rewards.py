@@ -73,3 +73,15 @@ def test_runs_that_took_other_minutes_are_one_curve_from_left_to_right():
     figure = rewards.chart(frames, {"both": ["a", "b"]}, ["reward"], "minutes", 0.0)
     (mean,) = (trace for trace in figure.data if trace.name == "both")
     assert list(mean.x) == [0, 1, 2, 3, 4, 5] and mean.y[1:5].tolist() == pytest.approx([1.25, 1.75, 2.25, 2.75])
+
+
+def test_a_run_that_does_not_log_a_metric_is_named_and_still_in_the_legend(frame):
+    """Else stage 1 beside stage 2 has curves of no name, or is missed without a word."""
+    frames = {"sft": frame.drop(columns="reward").set_index("step"), "grpo": frame.set_index("step")}
+    groups = {name: [name] for name in frames}
+    figure = rewards.chart(frames, groups, ["reward", "num_tokens"], "step", 0.0)
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["grpo", "sft"]
+    assert [title.text for title in figure.layout.annotations] == [
+        "reward<br><sub>not logged by sft</sub>",
+        "num_tokens",
+    ]

@@ -1,12 +1,19 @@
 """Without these the lab could show a wrong mask, an unescaped query, or an invalid answer as if it were a good one."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
+import gradio as gr
 import numpy as np
 import pytest
 
 from apps.lab import views
+from apps.lab.asking import Answer
+from apps.lab.inspection import export, shown_of
+from apps.lab.results import Result
 from lab.data.facts import measure
 from lab.model.answer import parse
 from lab.model.core_seg import Prediction
@@ -105,3 +112,24 @@ def test_large_images_are_sent_smaller():
 
 def test_changes_show_what_was_struck_out_and_put_in():
     assert views.changes("a b c", "a x c") == '<div class="reasoning">a <del>b</del> <ins>x</ins> c</div>'
+
+
+def test_what_is_exported_is_what_was_seen(prediction, mask, tmp_path):
+    """Masks of the image's size, the answers word for word, and a figure with nothing cut off it."""
+    image = np.full((50, 100, 3), 200, np.uint8)
+    result = Result(image, "Segment the cyst; it costs $5 or $6.", "a/1")
+    with pytest.raises(gr.Error, match="no answer yet"):
+        export(result, tmp_path)
+    moved = replace(prediction, mask=np.roll(mask, 5, 1))
+    for name, said in (("releases/one", prediction), ("two", moved)):
+        answer = Answer(None, said, said.probability, None)
+        result.shown[name] = shown_of(answer, name, 5, result, mask, None)
+    files = {Path(path).name: path for path in export(result, tmp_path)}
+    assert sorted(files) == ["answers.json", "figure.png", "releases-one_mask.png", "two_mask.png"]
+    np.testing.assert_array_equal(cv2.imread(files["two_mask.png"], cv2.IMREAD_GRAYSCALE) > 0, moved.mask)
+    told = json.loads(Path(files["answers.json"]).read_text())
+    assert told["query"] == result.query and told["notice"] == views.NOTICE
+    assert told["answers"]["releases/one"]["text"] == TEXT and told["answers"]["releases/one"]["scores"]["Dice"] == 1
+    figure = cv2.imread(files["figure.png"])
+    edges = np.concatenate([figure[0], figure[-1], figure[:, 0], figure[:, -1]])
+    assert (edges == 255).all() and figure.shape[1] > figure.shape[0]
