@@ -16,7 +16,7 @@ adapter, but LISA's and LENS's like lack the loss that gives ours a target until
 DiceCE in stage 2 (2, LENS: 1); the U-Net has the encoder of stage 0, which it alone trains, in as many steps as SFT;
 only rows with a stage 2 see data/fresh; groups of 4 and 16 are of as many steps as those of 8, so that half and twice
 as many answers are sampled.
-It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which the README makes.
+It needs data/reason, data/track and, for stage 2, data/fresh/hard.jsonl, which docs/reproduce.md makes.
 """
 
 import json
