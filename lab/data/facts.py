@@ -46,7 +46,6 @@ class Facts:
     """Contrast across the border's two pixels / contrast between well inside and well outside, 0..1."""
     roundness: float = 0.0
     """Of the largest component: 4 pi area / perimeter^2, clipped to 1."""
-    components: int = 0
 
 
 def measure(image: np.ndarray, mask: np.ndarray) -> Facts:
@@ -86,7 +85,6 @@ def measure(image: np.ndarray, mask: np.ndarray) -> Facts:
         difference=difference,
         edge_share=edge_share,
         roundness=roundness,
-        components=total - 1,
     )
 
 

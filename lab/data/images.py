@@ -201,11 +201,8 @@ class Frame:
 
     def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) xyxy in pixels of the image to pixels of the square."""
-        return boxes * self._factors()
-
-    def boxes_to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """The inverse of `boxes_to_model`."""
-        return boxes / self._factors()
+        height, width = self.inner
+        return boxes * np.array([width / self.width, height / self.height] * 2)
 
     def logits_to_original(self, logits: Tensor) -> Tensor:
         """(B, h, w) over the square, at any resolution, to (B, H, W): padding cut, bilinear."""
@@ -213,10 +210,6 @@ class Frame:
         height, width = self.inner
         inner = square[..., :height, :width]
         return torch.nn.functional.interpolate(inner, (self.height, self.width), mode="bilinear")[:, 0]
-
-    def _factors(self) -> np.ndarray:
-        height, width = self.inner
-        return np.array([width / self.width, height / self.height] * 2)
 
     def _place(self, array: np.ndarray, interpolation: int) -> np.ndarray:
         height, width = self.inner

@@ -24,7 +24,6 @@ class Kind:
     """smooth, mottled, network, lacunae, dome, core or rim."""
     shapes: tuple[str, ...]
     """Of round and irregular."""
-    margins: tuple[str, ...] = ("sharp", "blurred")
     spikes: float = 0.0
     """Length of the spikes that leave an irregular outline, in radii."""
     behind: float = 0.0

@@ -80,14 +80,6 @@ def profile(rho: np.ndarray, *knots: tuple[float, float]) -> np.ndarray:
     return np.interp(rho, at, values).astype(np.float32)
 
 
-def letters(size: int, text: str, x: float, y: float) -> np.ndarray:
-    """Burnt-in text (S, S) in 0..1 with its lower left corner at x, y in 0..1."""
-    canvas = np.zeros((size, size), np.uint8)
-    at = (int(x * size), int(y * size))
-    cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_PLAIN, size / 400, 255, 1, cv2.LINE_AA)
-    return canvas.astype(np.float32) / 255
-
-
 def breast_ultrasound(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Skin, fat with septa, gland, muscle and what lies behind, darker with depth."""
     _, y = grid(size)

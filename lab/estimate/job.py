@@ -37,8 +37,6 @@ class Job:
     """Of the vision language model, `reasoner.dtype`; LoRA and all else are float32."""
     checkpointing: bool
     """The language model's activations are computed again in the backward pass, not kept."""
-    cached: bool
-    """The frozen encoders' outputs are kept on disk, so that after the first views they cost nothing."""
     trains_encoders: bool = False
     own_text: float = 0.0
     """Stage 1: share of steps that sample."""
@@ -97,7 +95,6 @@ def read_job(settings: dict[str, Any], beside: Path) -> Job:
         bf16=h["bf16"],
         weights=getattr(torch, core_seg["reasoner"].get("dtype", "float32")),
         checkpointing=h.get("gradient_checkpointing", False),
-        cached=bool(h["cache"]),
         accumulate=trainer.get("accumulate_grad_batches") or 1,
     )
     if kind == "Sft":

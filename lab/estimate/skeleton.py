@@ -144,10 +144,6 @@ class Skeleton(nn.Module):
             return self.tower(flat, grid_thw=grid, position_ids=places).pooler_output
         return self.tower(pixels).last_hidden_state
 
-    @property
-    def mask_side(self) -> int:
-        return 4 * self.segmenter.config.embedding_size
-
     def lora_layers(self) -> list[BaseTunerLayer]:
         return [layer for layer in self.language_model.modules() if isinstance(layer, BaseTunerLayer)]
 

@@ -94,7 +94,7 @@ def test_mirrored_words_are_swapped_and_swapped_back():
 
 
 def test_a_number_on_the_border_of_two_words_is_told_apart_from_one_well_inside():
-    inside = Facts("centre", "medium", "darker", "sharp", "oval", "single", (0.5, 0.5), 0.05, -25.0, 0.6, 0.74, 1)
+    inside = Facts("centre", "medium", "darker", "sharp", "oval", "single", (0.5, 0.5), 0.05, -25.0, 0.6, 0.74)
     assert borderline(inside) == set()
     edges = {
         "location": {"centroid": (0.5, 0.34)},

@@ -164,7 +164,6 @@ def preset(tmp_path_factory):
     job = Job(
         **{"stage": "sft", "core_seg": core_seg, "asked": (1, 1, 2, 2), "query_tokens": 48, "answer_tokens": 256},
         **{"steps": 100, "lora_rank": RANK, "bf16": True, "weights": torch.float32, "checkpointing": False},
-        cached=True,
     )
     return lambda **more: replace(job, **more)
 
