@@ -68,7 +68,7 @@ def chart(
     columns = min(3, max(1, len(metrics)))
     rows = max(1, -(-len(metrics) // columns))
     titles = [with_missing(metric, frames) for metric in metrics]
-    figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.3 / rows)
+    figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.36 / rows)
     named: set[str] = set()
     for number, metric in enumerate(metrics):
         place = {"row": number // columns + 1, "col": number % columns + 1}
@@ -104,12 +104,14 @@ def chart(
             )
             named.add(label)
     figure.update_xaxes(matches="x", title_text=axis)
+    lines = 1 + sum(60 + 7 * len(label) for label in groups) // 900  # of the legend, in a column of 900 pixels
+    above = 45 + 22 * lines
     return plain(figure).update_layout(
-        height=90 + 280 * rows,
+        height=above + 310 * rows,
         hovermode="x unified",
         uirevision="keep",
-        legend={"orientation": "h", "y": 1.12},
-        margin={"l": 40, "r": 10, "t": 60, "b": 40},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"},
+        margin={"l": 40, "r": 10, "t": above, "b": 40},
     )
 
 
