@@ -160,8 +160,11 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         blank = (*texts, *pictures, changed, old, new, multiples)
         return dict.fromkeys(blank, "") | {files: None, copied: ""}
 
-    def choose(record: str | None):
-        return (None, library.record(record).query) if record else (gr.skip(), gr.skip())
+    def choose(record: str | None, path: str | None):
+        """The record's query, and no upload; passing the list with the keyboard counts as a choice, too."""
+        if not record:
+            return gr.skip(), gr.skip()
+        return None if path else gr.skip(), library.record(record).query  # a cleared upload would end an answer
 
     def invent() -> tuple[str, None, str]:
         """A synthetic image with several lesions, a new one each time, and a question about one of them."""
@@ -349,7 +352,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         columns,
         api_visibility="private",
     )
-    record.input(choose, record, [upload, query], api_visibility="private")
+    record.input(choose, [record, upload], [upload, query], api_visibility="private")
     upload.upload(lambda: None, None, record, api_visibility="private")
     example.click(invent, None, [upload, record, query], api_visibility="private")
     seen = [last, upload, record, place, centre, width]
