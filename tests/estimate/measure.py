@@ -1,5 +1,6 @@
 """A callback that measures the memory of training by PyTorch's profiler, allocation by allocation."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 class PeakOfFit(L.Callback):
     """Writes what the model holds before a fit, and the most that was allocated on top of it, as JSON.
 
-    The profiler must see a tensor made to see it freed, hence the whole fit.
+    The profiler must see a tensor made to see it freed, hence the whole fit; and it sees those of an earlier fit of
+    this process freed, hence the collection before.
 
     Args:
         path: Where to.
@@ -25,6 +27,7 @@ class PeakOfFit(L.Callback):
         self.found["parameters"] = sum(p.numel() for p in module.parameters())
         self.found["trained"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.found["answers"], self.found["prompts"] = [], []
+        gc.collect()
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.profiler.__enter__()
 
