@@ -21,6 +21,7 @@ from lab.estimate.trace import Cost, fake, traced
 from lab.grpo.objective import policy_loss
 from lab.grpo.policy import LOGITS_AT_ONCE, token_stats
 from lab.model.decoding import RoomyLayer, Sampling, choose
+from lab.model.lora import lora_layers
 
 
 @dataclass
@@ -93,7 +94,7 @@ def sample(skeleton: Skeleton, job: Job) -> tuple[Cost, int, int]:
         with traced() as cost:
             with traced() as start:
                 skeleton.look(rows, skeleton.embeddings(rows))
-                merged = [layer.get_base_layer().weight.clone() for layer in skeleton.lora_layers()]
+                merged = [layer.get_base_layer().weight.clone() for layer in lora_layers(skeleton.language_model)]
                 token(prompt, 0, 1)
             for layer in cache.layers:
                 fill(layer, prompt + written, group)

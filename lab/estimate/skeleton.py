@@ -3,7 +3,6 @@
 import math
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
@@ -143,9 +142,6 @@ class Skeleton(nn.Module):
             places = get_vision_position_ids(grid, vision.spatial_merge_size).to("meta")
             return self.tower(flat, grid_thw=grid, position_ids=places).pooler_output
         return self.tower(pixels).last_hidden_state
-
-    def lora_layers(self) -> list[BaseTunerLayer]:
-        return [layer for layer in self.language_model.modules() if isinstance(layer, BaseTunerLayer)]
 
     def pixels(self, images: int) -> Tensor:
         """Of the padded squares (B, 3, S, S), where the parameters are."""
