@@ -129,8 +129,8 @@ def export(result: Result, folder: Path) -> list[str]:
     return [str(path) for path in (*files, folder / "figure.png", folder / "answers.json")]
 
 
-def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown]:
-    """The tab's components, and what a link fills in: record, query and models.
+def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.State, gr.Dropdown, gr.Dropdown]:
+    """The tab's components, and what a link fills in: the record, that it was chosen, query and models.
 
     Args:
         library: Where models and records come from.
@@ -160,11 +160,11 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         blank = (*texts, *pictures, changed, old, new, multiples)
         return dict.fromkeys(blank, "") | {files: None, copied: ""}
 
-    def choose(record: str | None, path: str | None):
-        """The record's query, and no upload; passing the list with the keyboard counts as a choice, too."""
-        if not record:
-            return gr.skip(), gr.skip()
-        return None if path else gr.skip(), library.record(record).query  # a cleared upload would end an answer
+    def choose(record: str | None, before: str | None, path: str | None):
+        """The record's query, and no upload; to pass the list with the keyboard is to choose the same record again."""
+        if not record or (record == before and not path):
+            return gr.skip(), gr.skip(), gr.skip()
+        return record, None if path else gr.skip(), library.record(record).query  # a cleared upload ends an answer
 
     def invent() -> tuple[str, None, str]:
         """A synthetic image with several lesions, a new one each time, and a question about one of them."""
@@ -323,7 +323,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
                         pictures.append(gr.HTML("" if number else HINT, elem_id=f"viewer-{number}"))
                         texts.append(gr.HTML(elem_id=f"answer-{number}"))
                     columns.append(one)
-    key, last = gr.State(""), gr.State()
+    key, last, chosen_record = gr.State(""), gr.State(), gr.State()
     with gr.Accordion("Edit an answer and segment again", open=True):
         with gr.Row():
             with gr.Column(scale=2):
@@ -352,7 +352,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
         columns,
         api_visibility="private",
     )
-    record.input(choose, [record, upload], [upload, query], api_visibility="private")
+    record.input(choose, [record, chosen_record, upload], [chosen_record, upload, query], api_visibility="private")
     upload.upload(lambda: None, None, record, api_visibility="private")
     example.click(invent, None, [upload, record, query], api_visibility="private")
     seen = [last, upload, record, place, centre, width]
@@ -385,7 +385,7 @@ def build(library: Library, public: bool) -> tuple[gr.Dropdown, gr.Textbox, gr.D
     )
     copied.change(None, copied, copied, js=views.ADDRESS)
     pack.click(lambda key: export(results.get(key), library.scratch()), key, files, api_visibility="private")
-    return record, query, models
+    return record, chosen_record, query, models
 
 
 def link(record: str | None, query: str, chosen: list[str]) -> str:

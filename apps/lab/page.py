@@ -57,7 +57,7 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
         gr.HTML(f'<div class="notice">{views.NOTICE}</div>')
         with gr.Tabs() as tabs:
             with gr.Tab("Inspect", id="inspect"):
-                record, query, models = inspection.build(library, public)
+                linked = inspection.build(library, public)
             if not public:
                 from apps.lab import blind, data, leaderboard, rewards, rollouts  # a Space has none of them
 
@@ -85,6 +85,7 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
             query = asked.get("query", record.query if record else "")[: inspection.MAX_QUERY]
             filled = [
                 gr.Dropdown(value=record.id) if record else gr.skip(),
+                record.id if record else gr.skip(),
                 query or gr.skip(),
                 gr.Dropdown(list(library.models()), **({"value": names} if names else {})),
             ]
@@ -101,10 +102,10 @@ def build(library: Library, public: bool = False) -> gr.Blocks:
             ]
 
         if public:
-            page.load(reopen, None, [record, query, models], api_visibility="private")
+            page.load(reopen, None, linked, api_visibility="private")
         else:  # the metrics first: the runs fill in their own where there are none
             named = gr.State([])
-            outputs = [tabs, record, query, models, metrics, sampled, named]
+            outputs = [tabs, *linked, metrics, sampled, named]
             page.load(reopen, None, outputs, api_visibility="private").then(
                 lambda names: gr.Dropdown(rewards.labels(library), value=names), named, runs, api_visibility="private"
             )
