@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 demo: install ## Train on synthetic lesions and open the page (about 12 minutes); DATA=path/to/manifest.jsonl for your own
 	$(VENV)/bin/core-seg demo $(if $(DATA),--data $(DATA))
 
-test: install ## Run the tests (12 minutes, fewer with AVX-512), a file at a time on each of two cores
+test: install ## Run the tests (12 to 15 minutes, fewer with AVX-512), a file at a time on each of two cores
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 app: install ## Open the lab with releases/ and runs/
